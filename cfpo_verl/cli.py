@@ -1,0 +1,176 @@
+"""The console script `cfpo-verl`. Each command imports what it needs when it runs, so that --help is quick."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Train language models with Clipping-Free Policy Optimization (CFPO) in verl.",
+)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare data in verl's parquet schema.")
+prepare_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write parquet files from a source.")
+app.add_typer(data_app, name="data")
+data_app.add_typer(prepare_app, name="prepare")
+
+
+def _fail(command: str, error: Exception) -> NoReturn:
+    typer.echo(f"cfpo-verl {command}: {error}", err=True)
+    raise SystemExit(2)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def train(context: typer.Context) -> None:
+    """Train a policy: cfpo-verl train experiment=NAME [KEY=VALUE ...]. See cfpo-verl train --help."""
+    from cfpo_verl import train as training
+
+    raise SystemExit(training.main(context.args))
+
+
+@app.command(
+    epilog="Example: env $(cfpo-verl env cpu) python -m verl.trainer.main_ppo +experiment=cpu_quickstart",
+)
+def env(platform: Annotated[str, typer.Argument(help="Name of a file in hydra_configs/platform.")]) -> None:
+    """Print the environment variables of a platform, for verl's own entry point.
+
+    verl reads its platform from the environment before it reads any config. `cfpo-verl train` sets
+    these variables by itself.
+    """
+    from cfpo_verl.platform_env import platform_env
+
+    try:
+        variables = platform_env(platform)
+    except ValueError as error:
+        _fail("env", error)
+    for name, value in variables.items():
+        typer.echo(f"{name}={value}")
+
+
+@prepare_app.command(epilog="Example: cfpo-verl data prepare arithmetic --out data/arithmetic")
+def arithmetic(
+    out: Annotated[Path, typer.Option(help="Folder for train.parquet and test.parquet.")],
+    operands: Annotated[int, typer.Option(help="One-digit terms in each sum.")] = 3,
+    held_out: Annotated[int, typer.Option(help="Problems in test.parquet; the others go to train.parquet.")] = 256,
+    seed: Annotated[int, typer.Option(help="Decides the order, and which problems are held out.")] = 0,
+) -> None:
+    """Write generated sums such as 3+4+5= with their answers."""
+    from cfpo_verl.data_prep import arithmetic as source
+
+    try:
+        paths = source.prepare(out, operands=operands, held_out=held_out, seed=seed)
+    except (ValueError, OSError) as error:
+        _fail("data prepare arithmetic", error)
+    for path in paths:
+        typer.echo(path)
+
+
+@prepare_app.command(
+    epilog="Examples: cfpo-verl data prepare gsm8k --out data/gsm8k --split train;  "
+    "cfpo-verl data prepare gsm8k --out data/gsm8k --split test --source gsm8k_test.jsonl",
+)
+def gsm8k(
+    out: Annotated[Path, typer.Option(help="Folder for SPLIT.parquet.")],
+    source: Annotated[str, typer.Option(help="A local .jsonl file or a Hugging Face hub id.")] = "openai/gsm8k",
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    limit: Annotated[int | None, typer.Option(help="Keep only the first LIMIT rows.", min=1)] = None,
+) -> None:
+    """Write GSM8K, grade-school word problems, from the hub or from a local copy."""
+    from cfpo_verl.data_prep import gsm8k as gsm8k_source
+
+    try:
+        path, dropped = gsm8k_source.prepare(out, source=source, split=split, limit=limit)
+    except (ValueError, OSError) as error:
+        _fail("data prepare gsm8k", error)
+    if dropped:
+        typer.echo(f"{dropped} rows without an answer after #### were left out", err=True)
+    typer.echo(path)
+
+
+@app.command(
+    epilog="Example: cfpo-verl warmup --train data/arithmetic/train.parquet "
+    "--held-out data/arithmetic/test.parquet --out models/quickstart_seed0",
+)
+def warmup(
+    train: Annotated[Path, typer.Option(help="Parquet file to learn from.")],
+    held_out: Annotated[Path, typer.Option(help="Parquet file to measure on.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model. Left as it is if it is up to date.")],
+    seed: Annotated[int, typer.Option(help="Seeds weights, examples and sampling.")] = 0,
+) -> None:
+    """Make a tiny Qwen2 and teach it by imitation until it is sometimes right (about a minute on 2 cores)."""
+    from rich.console import Console
+
+    from cfpo_verl import warmup as warming
+    from cfpo_verl.data_prep.schema import read_problems
+
+    try:
+        problems, held_out_problems = read_problems(train), read_problems(held_out)
+        config = warming.WarmupConfig(seed=seed)
+        made_from = warming.fingerprint(config, [train, held_out])
+        if warming.is_current(out, made_from):
+            typer.echo(f"{out} is up to date", err=True)
+            typer.echo(out)
+            return
+        with Console(file=sys.stderr).status("warming up") as status:
+            model, tokenizer, measurements = warming.warm_up(
+                problems,
+                held_out_problems,
+                config,
+                lambda step, accuracy: status.update(
+                    f"warming up: step {step}, accuracy {accuracy:.2f}, until {config.accuracy_low}"
+                ),
+            )
+        warming.save(out, model, tokenizer, measurements, made_from)
+    except (ValueError, RuntimeError, OSError) as error:
+        _fail("warmup", error)
+    step, accuracy = measurements[-1]
+    typer.echo(f"accuracy {accuracy:.3f} after {step} steps", err=True)
+    typer.echo(out)
+
+
+@app.command(
+    epilog="Examples: cfpo-verl report runs/cpu_quickstart_cfpo;  "
+    "cfpo-verl report runs/cpu_quickstart_cfpo runs/cpu_quickstart_vanilla --out compare.png",
+)
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of cfpo-verl train.", metavar="RUN_DIR...")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="PNG to write; the table goes beside it as .md.", show_default="report.png, in a single run's folder"
+        ),
+    ] = None,
+) -> None:
+    """Draw reward, validation accuracy, KL, ratio deviation, clip fraction and entropy, and print a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cfpo_verl.report.figure import draw
+    from cfpo_verl.report.table import summarise, to_markdown
+    from cfpo_verl.run_dir import read_metrics
+
+    figure_path = out or (runs[0] if len(runs) == 1 else Path()) / "report.png"
+    try:
+        metrics = {str(path): read_metrics(path) for path in runs}
+        header, rows = summarise(metrics)
+        draw(metrics, figure_path)
+        figure_path.with_suffix(".md").write_text(to_markdown(header, rows))
+    except (ValueError, OSError) as error:
+        _fail("report", error)
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    typer.echo(f"{figure_path} and {figure_path.with_suffix('.md')}", err=True)
+
+
+def main() -> None:
+    """Run the console script."""
+    app()

