@@ -44,7 +44,7 @@ def env(platform: Annotated[str, typer.Argument(help="Name of a file in hydra_co
     verl reads its platform from the environment before it reads any config. `cfpo-verl train` sets
     these variables by itself.
     """
-    from cfpo_verl.platform_env import platform_env
+    from cfpo_verl.config_groups import platform_env
 
     try:
         variables = platform_env(platform)
@@ -158,7 +158,9 @@ def report(
 
     figure_path = out or (runs[0] if len(runs) == 1 else Path()) / "report.png"
     try:
-        metrics = {str(path): read_metrics(path) for path in runs}
+        names = [path.resolve().name for path in runs]
+        labels = names if len(set(names)) == len(names) else [str(path) for path in runs]
+        metrics = {label: read_metrics(path) for label, path in zip(labels, runs, strict=True)}
         header, rows = summarise(metrics)
         draw(metrics, figure_path)
         figure_path.with_suffix(".md").write_text(to_markdown(header, rows))

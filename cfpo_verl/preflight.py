@@ -98,7 +98,9 @@ def check_registry(loss_mode: str, env: Mapping[str, str]) -> list[str]:
         loss_mode: Name of the loss.
         env: Environment of the workers.
     """
-    probe = subprocess.run([sys.executable, "-c", _REGISTRY_PROBE], env=dict(env), capture_output=True, text=True)
+    probe = subprocess.run(
+        [sys.executable, "-c", _REGISTRY_PROBE], env=dict(env), capture_output=True, text=True, check=False
+    )
     found = [line for line in probe.stdout.splitlines() if line.startswith("registry=")]
     if not found:
         last_line = (probe.stderr.strip().splitlines() or ["no output"])[-1]

@@ -13,9 +13,31 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from cfpo_verl import preflight, run_dir
+from cfpo_verl import config_groups, preflight, run_dir
 from cfpo_verl.processes import ending_what_it_starts
 from cfpo_verl.progress import following
+
+
+HELP = """\
+usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--cfg job]
+
+Check a run, then train it with verl's own trainer. Every problem that can be known
+beforehand is reported before Ray starts.
+
+  experiment=NAME    one of: {experiments}
+  policy_loss=NAME   one of: {policy_losses}
+  run_dir=DIR        folder of the run (default: runs/<trainer.experiment_name>)
+  KEY=VALUE          any key of verl's config, see --cfg job
+  --cfg job          print the composed config and exit
+  --hydra-help       Hydra's own flags
+
+examples:
+  cfpo-verl train experiment=cpu_quickstart
+  cfpo-verl train experiment=cpu_quickstart policy_loss=vanilla
+  cfpo-verl train experiment=cpu_quickstart actor_rollout_ref.actor.policy_loss.epsilon=0.1 run_dir=runs/epsilon_0.1
+
+exit status: 0 trained; 1 failed while training; 2 refused before anything was started; 130 interrupted
+"""
 
 
 def _verl_config_dir() -> str:
@@ -79,23 +101,23 @@ def train(config: DictConfig) -> None:
             raise
 
 
-def _similar_keys(message: str) -> str:
-    """Return a hint naming the existing keys closest to one that Hydra refused, or an empty text."""
+def _explain(message: str) -> str:
+    """Replace Hydra's advice to add a key that it does not know by the existing keys it resembles, if any."""
     refused = re.search(r"Could not override '([^']+)'", message)
     experiment = [argument for argument in sys.argv[1:] if argument.startswith("experiment=")]
     if refused is None or not experiment:
-        return ""
+        return message
     with hydra.initialize_config_module("cfpo_verl.hydra_configs", version_base=None):
         config = hydra.compose("train", overrides=experiment)
 
     def keys(node: object, prefix: str) -> list[str]:
-        if not isinstance(node, DictConfig):
+        if not isinstance(node, dict):
             return [prefix]
-        return [prefix, *(key for name in node for key in keys(node._get_node(name), f"{prefix}.{name}"))]
+        return [prefix, *(key for name, value in node.items() for key in keys(value, f"{prefix}.{name}"))]
 
-    known = [key.lstrip(".") for key in keys(config, "")]
+    known = [key.lstrip(".") for key in keys(OmegaConf.to_container(config), "")]
     close = difflib.get_close_matches(refused[1], known, n=3, cutoff=0.8)
-    return f"\nDid you mean: {', '.join(close)}?" if close else ""
+    return f"there is no key {refused[1]!r}. Did you mean: {', '.join(close)}?" if close else message
 
 
 @hydra.main(config_path="pkg://cfpo_verl.hydra_configs", config_name="train", version_base=None)
@@ -105,6 +127,10 @@ def _hydra_main(config: DictConfig) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run `cfpo-verl train` with Hydra's arguments and return the exit status."""
+    if {"-h", "--help"} & set(arguments):
+        groups = {"experiments": config_groups.names("experiment"), "policy_losses": config_groups.names("policy_loss")}
+        print(HELP.format(**{name: ", ".join(members) for name, members in groups.items()}), end="")
+        return 0
     sys.argv = ["cfpo-verl train", *arguments]
     # Hydra then raises its errors instead of printing them and exiting, so that they look like all others.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -116,7 +142,7 @@ def main(arguments: list[str]) -> int:
         print("Nothing was started.", file=sys.stderr)
         return 2
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"cfpo-verl train: {error}{_similar_keys(str(error))}\nNothing was started.", file=sys.stderr)
+        print(f"cfpo-verl train: {_explain(str(error))}\nNothing was started.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("cfpo-verl train: interrupted; everything it had started is ended", file=sys.stderr)

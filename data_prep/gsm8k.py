@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cfpo_verl.data_prep.schema import DataError, Problem, to_row, write_rows
+
 from cfpo_verl.rewards.extract import extract_answer, parse_number
 
 HUB_ID = "openai/gsm8k"

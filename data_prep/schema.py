@@ -9,15 +9,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA = pa.schema(
-    [
-        pa.field("data_source", pa.string(), nullable=False),
-        pa.field("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])), nullable=False),
-        pa.field("ability", pa.string(), nullable=False),
-        pa.field("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())]), nullable=False),
-        pa.field("extra_info", pa.struct([("index", pa.int64()), ("split", pa.string())]), nullable=False),
-    ]
-)
+
+def _struct(**fields: pa.DataType) -> pa.DataType:
+    return pa.struct([pa.field(name, kind, nullable=False) for name, kind in fields.items()])
+
+
+_COLUMNS = {
+    "data_source": pa.string(),
+    "prompt": pa.list_(pa.field("element", _struct(role=pa.string(), content=pa.string()), nullable=False)),
+    "ability": pa.string(),
+    "reward_model": _struct(style=pa.string(), ground_truth=pa.string()),
+    "extra_info": _struct(index=pa.int64(), split=pa.string()),
+}
+SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 
 
 class DataError(ValueError):
@@ -61,19 +65,17 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     Raises:
         DataError: If there are no rows, a value does not fit `SCHEMA`, or what was read back differs.
     """
-    try:
-        table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
-        table.validate(full=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"{path}: a row does not fit the schema: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+        path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, unfinished)
         check_file(unfinished)
         if pq.read_table(unfinished).to_pylist() != table.to_pylist():
             raise DataError(f"{path}: what was read back differs from what was written")
         unfinished.replace(path)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"{path}: a row does not fit the schema: {error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
     return path

@@ -72,7 +72,7 @@ class PlatformCPU(PlatformBase):
 
     @property
     def vendor_name(self) -> str:
-        """verl selects vendor-specific code by this name; there is none for CPUs."""
+        """Verl selects vendor-specific code by this name; there is none for CPUs."""
         return "cpu"
 
     @property

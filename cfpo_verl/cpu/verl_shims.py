@@ -22,8 +22,8 @@ def initialize_global_process_group_ray(timeout_second: float | None = None, bac
         return
     torch.distributed.init_process_group(
         backend=backend or "gloo",
-        rank=int(os.environ.get("RANK", 0)),
-        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
         timeout=timedelta(seconds=timeout_second) if timeout_second is not None else None,
         init_method=os.environ.get("DIST_INIT_METHOD"),
     )

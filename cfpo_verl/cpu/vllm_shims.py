@@ -15,7 +15,7 @@ from cfpo_verl import cpu
 
 def keep_plain_weights(layer: torch.nn.Module, remove_weight: bool) -> None:
     """Multiply with the layer's own weights. Same contract as vLLM's `dispatch_cpu_unquantized_gemm`."""
-    layer.cpu_linear = torch.nn.functional.linear
+    layer.cpu_linear = torch.nn.functional.linear  # type: ignore[assignment]
 
 
 def install_plain_weights() -> None:

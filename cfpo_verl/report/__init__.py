@@ -1,0 +1,1 @@
+"""Read run folders, draw them, put them in a table."""

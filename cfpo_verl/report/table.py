@@ -9,17 +9,17 @@ def summarise(runs: Mapping[str, Run]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: one row per run and reported metric, with its first, last and mean value.
 
     Args:
-        runs: {label: metrics by step}.
+        runs: {label: metrics by step}. A single run's label is left out.
     """
-    header = ["Run", "Metric", "First", "Last", "Mean", "Steps"]
+    header = ["Run", "Metric", "Steps", "First", "Last", "Mean"]
     rows = []
-    for label, run in runs.items():
-        for curve in (*CURVES, STEP_TIME):
-            for name, points in curve.points(run).items():
+    for curve in (*CURVES, STEP_TIME):
+        for label, run in runs.items():
+            for points in curve.points(run).values():
                 values = [value for _step, value in points]
                 numbers = (values[0], values[-1], sum(values) / len(values))
-                rows.append([label, name, *(f"{number:.4g}" for number in numbers), f"{points[0][0]}-{points[-1][0]}"])
-    return header, rows
+                rows.append([label, curve.title, f"{points[0][0]}-{points[-1][0]}", *(f"{n:.4g}" for n in numbers)])
+    return (header, rows) if len(runs) > 1 else (header[1:], [row[1:] for row in rows])
 
 
 def to_markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -4,7 +4,7 @@ import re
 from decimal import Decimal
 
 # An optional sign, digits with optional thousands commas, optional decimals. Nothing else: no words, no units.
-_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+")
+_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+", re.ASCII)
 
 
 def extract_answer(text: str) -> str:

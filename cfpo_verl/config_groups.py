@@ -1,0 +1,24 @@
+"""What can be read from our config groups without composing a config."""
+
+from importlib.resources import files
+
+from omegaconf import OmegaConf
+
+
+def names(group: str) -> list[str]:
+    """Return the names that can be chosen in a config group, for example "experiment"."""
+    folder = files("cfpo_verl.hydra_configs") / group
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+
+
+def platform_env(platform: str) -> dict[str, str]:
+    """Return {variable: value}, the environment of a platform. Its config file is the only place that has them.
+
+    Raises:
+        ValueError: If there is no such platform.
+    """
+    if platform not in names("platform"):
+        raise ValueError(f"no platform called {platform!r}. Choose one of: {', '.join(names('platform'))}")
+    config = OmegaConf.create((files("cfpo_verl.hydra_configs") / "platform" / f"{platform}.yaml").read_text())
+    variables = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+    return {str(name): str(value) for name, value in variables.items()}

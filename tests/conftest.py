@@ -1,0 +1,61 @@
+"""Helpers that several test files share."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from cfpo_verl.config_groups import platform_env
+from cfpo_verl.data_prep import arithmetic
+
+PROJECT = Path(__file__).parents[1]
+SHARED_DATA = PROJECT.parent / "shared" / "data"
+
+# The variables with which verl, vLLM and this package can be switched; a test sets those it means.
+_SWITCHES = (*platform_env("cpu"), "VERL_USE_EXTERNAL_MODULES", "VERL_USE_EXTERNAL_PLUGINS", "VERL_FILE_LOGGER_PATH")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment without the switches above, plus `env`."""
+    return {**{name: value for name, value in os.environ.items() if name not in _SWITCHES}, **env}
+
+
+@pytest.fixture
+def run_python() -> Run:
+    """Run code in a fresh interpreter, as Ray does for its workers."""
+
+    def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code], env=clean_environment(env), capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path) -> Run:
+    """Run the console script in an empty folder."""
+
+    def run(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+        script = Path(sys.executable).with_name("cfpo-verl")
+        command = [str(script), *map(str, arguments)]
+        return subprocess.run(command, env=clean_environment(env), cwd=tmp_path, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture
+def arithmetic_files(tmp_path: Path) -> list[Path]:
+    """Train and test parquet of two-term sums."""
+    return arithmetic.prepare(tmp_path / "data", operands=2, held_out=16, seed=0)
+
+
+def shared_data(name: str) -> Path:
+    """Return a real data file, or skip the test where the folder is missing."""
+    path = SHARED_DATA / name
+    if not path.is_file():
+        pytest.skip(f"needs the public data file {name} in {SHARED_DATA}, which is not part of the project")
+    return path

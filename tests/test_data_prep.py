@@ -1,0 +1,146 @@
+"""data_prep: what is written can be trained on, and what cannot is refused by name."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cfpo_verl.data_prep import arithmetic, gsm8k
+from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, check_file, read_problems, to_row, write_rows
+from conftest import shared_data
+
+
+def test_rows_have_verls_schema(tmp_path):
+    path = write_rows(tmp_path / "a.parquet", [to_row(Problem("1+2=", "3"), "arithmetic", "math", "train", 7)])
+    assert pq.read_schema(path).equals(SCHEMA)
+    assert pq.read_table(path).to_pylist() == [
+        {
+            "data_source": "arithmetic",
+            "prompt": [{"role": "user", "content": "1+2="}],
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": "3"},
+            "extra_info": {"index": 7, "split": "train"},
+        }
+    ]
+    assert read_problems(path) == [Problem("1+2=", "3")]
+
+
+GOOD_ROW = to_row(Problem("q", "1"), "s", "math", "train", 0)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param([], id="none"),
+        pytest.param([{**GOOD_ROW, "data_source": None}], id="null"),
+        pytest.param([{**GOOD_ROW, "reward_model": {"style": "rule", "ground_truth": None}}], id="inner-null"),
+        pytest.param([{**GOOD_ROW, "prompt": "1+1="}], id="prompt-is-text"),
+    ],
+)
+def test_bad_rows_leave_no_file_behind(tmp_path, rows):
+    with pytest.raises(DataError):
+        write_rows(tmp_path / "a.parquet", rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = write_rows(tmp_path / "a.parquet", [to_row(Problem("1+2=", "3"), "arithmetic", "math", "train", 0)])
+    before = path.read_bytes()
+    with pytest.raises(DataError):
+        write_rows(path, [])
+    assert path.read_bytes() == before
+
+
+def test_arithmetic_covers_every_sum_once_and_splits_share_none(tmp_path):
+    train, test = map(read_problems, arithmetic.prepare(tmp_path, operands=2, held_out=30, seed=0))
+    assert (len(train), len(test)) == (70, 30)
+    questions = {problem.question for problem in train + test}
+    assert len(questions) == 100
+    for problem in train + test:
+        assert eval(problem.question.rstrip("=")) == int(problem.answer)
+
+
+def test_arithmetic_is_seeded(tmp_path):
+    same, again, other = (
+        arithmetic.prepare(tmp_path / name, operands=2, held_out=30, seed=seed)[1].read_bytes()
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert same == again != other
+
+
+@pytest.mark.parametrize(("operands", "held_out"), [(1, 1), (6, 1), (2, 0), (2, 100)])
+def test_arithmetic_refuses_impossible_sizes(tmp_path, operands, held_out):
+    with pytest.raises(ValueError, match="must be between"):
+        arithmetic.prepare(tmp_path, operands=operands, held_out=held_out, seed=0)
+
+
+def test_gsm8k_reads_its_own_format(tmp_path):
+    source = tmp_path / "gsm8k.jsonl"
+    rows = [
+        {"question": "How many? ", "answer": "It is 1,000 + 8.\n#### 1,008"},
+        {"question": "No answer", "answer": "none"},
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path, dropped = gsm8k.prepare(tmp_path / "out", str(source), "train")
+    assert dropped == 1
+    assert read_problems(path) == [Problem(f"How many?\n{gsm8k.INSTRUCTION}", "1008")]
+
+
+@pytest.mark.parametrize(("split", "rows"), [("train", 7473), ("test", 1319)])
+def test_gsm8k_keeps_every_row_of_the_real_files(tmp_path, split, rows):
+    path, dropped = gsm8k.prepare(tmp_path, str(shared_data(f"gsm8k_{split}.jsonl")), split)
+    assert (check_file(path), dropped) == (rows, 0)
+    assert all(problem.answer.lstrip("-").replace(".", "", 1).isdigit() for problem in read_problems(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"question": "q", "answer": "#### 1"}\n{broken\n', "line 2: not JSON"),
+        ('{"question": "q"}\n', "lacks the column 'answer'"),
+        ('{"question": "q", "answer": "1"}\n', "none of the 1 rows has an answer after ####"),
+    ],
+)
+def test_gsm8k_names_what_is_wrong(tmp_path, content, message):
+    source = tmp_path / "bad.jsonl"
+    source.write_text(content)
+    with pytest.raises(DataError, match=message):
+        gsm8k.prepare(tmp_path / "out", str(source), "train")
+    assert not (tmp_path / "out").exists()
+
+
+def test_gsm8k_names_a_missing_file(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere.jsonl: no such file. Give a .jsonl file or a hub id"):
+        gsm8k.prepare(tmp_path, str(tmp_path / "nowhere.jsonl"), "train")
+
+
+def valid_table() -> pa.Table:
+    return pa.Table.from_pylist([to_row(Problem("1+2=", "3"), "arithmetic", "math", "train", 0)], schema=SCHEMA)
+
+
+@pytest.mark.parametrize("column", ["data_source", "prompt", "reward_model"])
+def test_check_names_the_missing_column(tmp_path, column):
+    pq.write_table(valid_table().drop_columns([column]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"a.parquet: column '{column}' is missing \(found: .*\). Write one with"):
+        check_file(tmp_path / "a.parquet")
+
+
+def test_check_names_the_missing_field(tmp_path):
+    table = valid_table().drop_columns(["reward_model"]).append_column("reward_model", pa.array(["3"]))
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="column 'reward_model' must be a struct with the field 'ground_truth'"):
+        check_file(tmp_path / "a.parquet")
+
+
+def test_check_names_an_empty_a_broken_and_a_missing_file(tmp_path):
+    pq.write_table(valid_table().slice(0, 0), tmp_path / "empty.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
+    for name, message in (("empty", "has no rows"), ("broken", "not a parquet file"), ("missing", "no such file")):
+        with pytest.raises(DataError, match=rf"{name}.parquet: .*{message}"):
+            check_file(tmp_path / f"{name}.parquet")
+
+
+def test_check_allows_more_columns(tmp_path):
+    pq.write_table(valid_table().append_column("level", pa.array([5])), tmp_path / "a.parquet")
+    assert check_file(tmp_path / "a.parquet") == 1

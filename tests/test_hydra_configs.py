@@ -1,0 +1,111 @@
+"""Every shipped experiment composes on both entry points, and no group of ours hides one of verl's."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from cfpo_verl import train  # registers the resolver that the primary config uses
+from cfpo_verl.config_groups import names, platform_env
+from conftest import clean_environment
+
+EXPERIMENTS = names("experiment")
+VERL_CONFIG_DIR = Path(train._verl_config_dir())
+OUR_CONFIG_DIR = Path(__file__).parents[1] / "hydra_configs"
+
+
+def compose(*overrides):
+    with hydra.initialize_config_module("cfpo_verl.hydra_configs", version_base=None):
+        return hydra.compose("train", overrides=list(overrides))
+
+
+def compose_as_verl(*overrides):
+    """Compose as verl's own entry point does: its config folder is the primary one."""
+    with hydra.initialize_config_dir(str(VERL_CONFIG_DIR), version_base=None):
+        return hydra.compose("ppo_trainer", overrides=list(overrides))
+
+
+def without(config, *dotted_keys):
+    """Return a config as plain resolved data, less some keys."""
+    data = OmegaConf.to_container(config, resolve=True)
+    for dotted in dotted_keys:
+        *parents, key = dotted.split(".")
+        node = data
+        for parent in parents:
+            node = node[parent]
+        node.pop(key, None)
+    return data
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("policy_loss", ["cfpo", "vanilla"])
+def test_both_entry_points_compose_the_same_config(experiment, policy_loss):
+    ours = compose(f"experiment={experiment}", f"policy_loss={policy_loss}")
+    verls = compose_as_verl(f"+experiment={experiment}", f"policy_loss={policy_loss}")
+    assert ours.actor_rollout_ref.actor.policy_loss.loss_mode == policy_loss
+    folders = ("run_dir", "trainer.default_local_dir")
+    assert without(ours, *folders) == without(verls, *folders)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments_take_several_steps_per_rollout(experiment):
+    config = compose(f"experiment={experiment}")
+    actor = config.actor_rollout_ref.actor
+    assert config.data.train_batch_size // actor.ppo_mini_batch_size * actor.ppo_epochs >= 4
+
+
+def test_vanilla_is_exactly_verls_default():
+    ours = compose("experiment=cpu_quickstart", "policy_loss=vanilla").actor_rollout_ref.actor.policy_loss
+    assert ours == compose_as_verl().actor_rollout_ref.actor.policy_loss
+
+
+def test_changing_the_loss_changes_nothing_but_the_loss():
+    cfpo, vanilla = (compose("experiment=cpu_quickstart", f"policy_loss={name}") for name in ("cfpo", "vanilla"))
+    named_after_it = ("trainer.experiment_name", "trainer.default_local_dir", "run_dir")
+    traced = "actor_rollout_ref.rollout.trace"
+    loss = "actor_rollout_ref.actor.policy_loss"
+    assert without(cfpo, loss, traced, *named_after_it) == without(vanilla, loss, traced, *named_after_it)
+
+
+def test_composing_does_not_import_verl(run_python):
+    code = (
+        "import sys, hydra, cfpo_verl.train\n"
+        "with hydra.initialize_config_module('cfpo_verl.hydra_configs', version_base=None):\n"
+        "    hydra.compose('train', overrides=['experiment=cpu_quickstart'])\n"
+        "print('verl' in sys.modules, 'torch' in sys.modules)"
+    )
+    result = run_python(code)
+    assert result.stdout.split() == ["False", "False"], result.stderr
+
+
+def test_our_groups_do_not_hide_verls():
+    ours = {path.name for path in OUR_CONFIG_DIR.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    verls = {path.name for path in VERL_CONFIG_DIR.iterdir() if path.is_dir()}
+    assert ours == {"experiment", "platform", "policy_loss"}
+    assert not ours & verls
+
+
+def test_platform_group_and_command_give_the_same_environment(run_cli):
+    printed = run_cli("env", "cpu").stdout.split()
+    composed = compose("experiment=cpu_quickstart").ray_kwargs.ray_init.runtime_env.env_vars
+    assert printed == [f"{name}={value}" for name, value in composed.items()]
+    assert platform_env("cpu")["VERL_PLATFORM"] == "cpu"
+
+
+def test_verls_own_entry_point_finds_our_groups():
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+experiment=cpu_quickstart", "--cfg", "job"]
+    result = subprocess.run(command, env=clean_environment(platform_env("cpu")), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    config = OmegaConf.create(result.stdout[result.stdout.index("actor_rollout_ref:") :])
+    assert config.actor_rollout_ref.actor.policy_loss._target_ == "cfpo_verl.config.CfpoLossConfig"
+    assert config.trainer.device == "cpu"
+
+
+@pytest.mark.parametrize("file", sorted(OUR_CONFIG_DIR.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_yaml_follows_verls_format(file):
+    """verl's rule: comments stand above a field, never behind it."""
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        assert line.lstrip().startswith("#") or " #" not in line, f"{file.name}, line {number}: {line}"
