@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -17,14 +18,14 @@ _REGISTRY_PROBE = """
 import json
 import verl
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
-error = None
-if "cfpo" not in POLICY_LOSS_REGISTRY:
+names, error = sorted(POLICY_LOSS_REGISTRY), None
+if "cfpo" not in names:
     try:
         import cfpo_verl.plugin
         error = "verl did not load it"
     except Exception as failure:
         error = f"{type(failure).__name__}: {failure}"
-print("registry=" + json.dumps([sorted(POLICY_LOSS_REGISTRY), error]))
+print("registry=" + json.dumps([names, error]))
 """
 
 
@@ -71,8 +72,12 @@ def check_run_dir(run_dir: Path) -> list[str]:
         nearest = nearest.parent
     if not nearest.is_dir():
         return [f"run_dir: {nearest} is a file, not a folder. Choose another one with run_dir=PATH"]
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        return [f"run_dir: {nearest} is not writable. Choose another one with run_dir=PATH"]
+    try:
+        # Tried, not asked: permissions do not tell of read-only file systems, and root has all of them.
+        with TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        return [f"run_dir: {nearest} is not writable ({error.strerror}). Choose another one with run_dir=PATH"]
     return []
 
 

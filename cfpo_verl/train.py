@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 from cfpo_verl import config_groups, preflight, run_dir
 from cfpo_verl.processes import ending_what_it_starts
 from cfpo_verl.progress import following
-
 
 HELP = """\
 usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--cfg job]
@@ -53,11 +53,16 @@ def _verl_config_dir() -> str:
 OmegaConf.register_new_resolver("verl_config_dir", _verl_config_dir, replace=True)
 
 
+class TrainingError(RuntimeError):
+    """verl's trainer failed; the message has its last words and the path of the log."""
+
+
 def train(config: DictConfig) -> None:
     """Check the config and run verl's trainer with it.
 
     Raises:
         PreflightError: Before Ray starts, with every problem that was found.
+        TrainingError: If verl's trainer fails.
     """
     # Before verl is imported anywhere in this process: it settles its platform then.
     os.environ.update(preflight.worker_env(config))
@@ -97,8 +102,12 @@ def train(config: DictConfig) -> None:
             # The function inside verl's Hydra decorator: the very code that verl's own entry point runs.
             verl_main.__wrapped__(config)
         except Exception as error:
-            error.add_note(f"The output of all processes up to here is in {log_path}")
-            raise
+            log.write(traceback.format_exc())
+            # Ray's errors are whole tracebacks of a worker; what went wrong is in their last line.
+            last_line = (str(error).strip().splitlines() or [repr(error)])[-1]
+            raise TrainingError(
+                f"training failed: {last_line}\nThe output of all processes up to there, tracebacks included: {log_path}"
+            ) from error
 
 
 def _explain(message: str) -> str:
@@ -122,7 +131,21 @@ def _explain(message: str) -> str:
 
 @hydra.main(config_path="pkg://cfpo_verl.hydra_configs", config_name="train", version_base=None)
 def _hydra_main(config: DictConfig) -> None:
-    train(config)
+    try:
+        train(config)
+    except preflight.PreflightError as error:
+        # Not left to Hydra, which would add a line of its own.
+        for problem in error.problems:
+            print(f"cfpo-verl train: {problem}", file=sys.stderr)
+        raise SystemExit(_refused()) from None
+    except TrainingError as error:
+        print(f"cfpo-verl train: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _refused() -> int:
+    print("Nothing was started.", file=sys.stderr)
+    return 2
 
 
 def main(arguments: list[str]) -> int:
@@ -136,14 +159,9 @@ def main(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         _hydra_main()
-    except preflight.PreflightError as error:
-        for problem in error.problems:
-            print(f"cfpo-verl train: {problem}", file=sys.stderr)
-        print("Nothing was started.", file=sys.stderr)
-        return 2
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"cfpo-verl train: {_explain(str(error))}\nNothing was started.", file=sys.stderr)
-        return 2
+        print(f"cfpo-verl train: {_explain(str(error))}", file=sys.stderr)
+        return _refused()
     except KeyboardInterrupt:
         print("cfpo-verl train: interrupted; everything it had started is ended", file=sys.stderr)
         return 130

@@ -45,7 +45,7 @@ class WarmupConfig:
         seed: Seeds the weights, the order of the examples and the sampling.
         hidden_size: Width of the model.
         layers: Number of transformer layers.
-        heads: Number of attention heads.
+        heads: Number of attention heads. vLLM's CPU attention takes head sizes (hidden_size / heads) from 32 on.
         vocabulary: Size of the byte-level BPE, special tokens included.
         batch_size: Examples per optimiser step.
         learning_rate: Peak AdamW learning rate, reached after 50 steps and then kept.

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from cfpo_verl.data_prep import arithmetic
 
 from cfpo_verl.config_groups import platform_env
-from cfpo_verl.data_prep import arithmetic
 
 PROJECT = Path(__file__).parents[1]
 SHARED_DATA = PROJECT.parent / "shared" / "data"

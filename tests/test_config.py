@@ -29,7 +29,7 @@ def test_refuses_numbers_outside_the_open_unit_interval(epsilon):
 
 @pytest.mark.parametrize("epsilon", ["abc", "0.2", None, True, [0.2]])
 def test_refuses_what_is_not_a_number(epsilon):
-    with pytest.raises(TypeError, match="policy_loss.epsilon must be a number, got "):
+    with pytest.raises(TypeError, match=r"policy_loss\.epsilon must be a number, got "):
         CfpoLossConfig(epsilon=epsilon)
 
 

@@ -5,7 +5,6 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from cfpo_verl.data_prep import arithmetic, gsm8k
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, check_file, read_problems, to_row, write_rows
 from conftest import shared_data

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import hydra
 import pytest
+from conftest import clean_environment
 from omegaconf import OmegaConf
 
 from cfpo_verl import train  # registers the resolver that the primary config uses
 from cfpo_verl.config_groups import names, platform_env
-from conftest import clean_environment
 
 EXPERIMENTS = names("experiment")
 VERL_CONFIG_DIR = Path(train._verl_config_dir())

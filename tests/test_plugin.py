@@ -144,7 +144,7 @@ def test_one_host_synchronisation(monkeypatch):
 
 
 def test_loss_mode_alone_is_refused_with_the_way_out():
-    with pytest.raises(TypeError, match="got PolicyLossConfig. Select the config group policy_loss=cfpo"):
+    with pytest.raises(TypeError, match=r"got PolicyLossConfig\. Select the config group policy_loss=cfpo"):
         call(make_batch(), actor_config(PolicyLossConfig(loss_mode="cfpo")))
 
 

@@ -1,0 +1,68 @@
+"""cfpo_verl.processes: everything a run started is ended, and nothing else."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+# Ignores SIGTERM, and is orphaned at once by a parent in a session of its own.
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("up", flush=True)
+time.sleep(600)
+"""
+ORPHANING = f"""
+import subprocess, sys
+print(subprocess.Popen([sys.executable, "-c", {STUBBORN!r}], start_new_session=True).pid, flush=True)
+"""
+FAMILY = f"""
+import subprocess, sys, time
+from cfpo_verl.processes import ending_what_it_starts
+with ending_what_it_starts(grace_s=2):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    middle = subprocess.Popen([sys.executable, "-c", {ORPHANING!r}], stdout=subprocess.PIPE, text=True)
+    orphan = middle.stdout.readline().strip()
+    assert middle.stdout.readline() == "up\\n"
+    middle.wait()
+    print(child.pid, orphan, flush=True)
+    BODY
+"""
+
+
+def start(body):
+    code = FAMILY.replace("BODY", body)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    return process, pids
+
+
+@pytest.fixture
+def bystander():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    ("body", "sent", "status"),
+    [
+        pytest.param("pass", None, 0, id="normal-end"),
+        pytest.param("raise ValueError", None, 1, id="error"),
+        pytest.param("time.sleep(600)", signal.SIGINT, -signal.SIGINT, id="ctrl-c"),
+        pytest.param("time.sleep(600)", signal.SIGTERM, 143, id="sigterm"),
+    ],
+)
+def test_ends_orphans_and_the_stubborn_and_spares_others(bystander, body, sent, status):
+    process, pids = start(body)
+    if sent is not None:
+        time.sleep(0.5)
+        process.send_signal(sent)
+    assert process.wait(timeout=60) == status
+    assert [psutil.pid_exists(pid) for pid in pids] == [False, False]
+    assert bystander.poll() is None

