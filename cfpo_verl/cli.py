@@ -72,6 +72,26 @@ def arithmetic(
         typer.echo(path)
 
 
+@prepare_app.command(epilog="Example: cfpo-verl data prepare few-shot-sums --out data/few_shot_sums --count 64")
+def few_shot_sums(
+    out: Annotated[Path, typer.Option(help="Folder for train.parquet and test.parquet.")],
+    count: Annotated[int, typer.Option(help="Problems in train.parquet.")] = 1024,
+    held_out: Annotated[int, typer.Option(help="Problems in test.parquet.")] = 64,
+    largest: Annotated[int, typer.Option(help="The two terms are drawn from 1 to this.")] = 49,
+    shots: Annotated[int, typer.Option(help="Worked examples before each sum.")] = 4,
+    seed: Annotated[int, typer.Option(help="Decides everything.")] = 0,
+) -> None:
+    """Write sums with worked examples before them, for a pretrained model without instructions."""
+    from cfpo_verl.data_prep import few_shot_sums as source
+
+    try:
+        paths = source.prepare(out, count=count, held_out=held_out, largest=largest, shots=shots, seed=seed)
+    except (ValueError, OSError) as error:
+        _fail("data prepare few-shot-sums", error)
+    for path in paths:
+        typer.echo(path)
+
+
 @prepare_app.command(
     epilog="Examples: cfpo-verl data prepare gsm8k --out data/gsm8k --split train;  "
     "cfpo-verl data prepare gsm8k --out data/gsm8k --split test --source gsm8k_test.jsonl",

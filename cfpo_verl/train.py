@@ -106,7 +106,7 @@ def train(config: DictConfig) -> None:
             # Ray's errors are whole tracebacks of a worker; what went wrong is in their last line.
             last_line = (str(error).strip().splitlines() or [repr(error)])[-1]
             raise TrainingError(
-                f"training failed: {last_line}\nThe output of all processes up to there, tracebacks included: {log_path}"
+                f"training failed: {last_line}\nAll output up to there, tracebacks included, is in {log_path}"
             ) from error
 
 

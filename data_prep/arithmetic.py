@@ -4,7 +4,7 @@ import itertools
 import random
 from pathlib import Path
 
-from cfpo_verl.data_prep.schema import Problem, to_row, write_rows
+from cfpo_verl.data_prep.schema import Problem, write_train_and_test
 
 DATA_SOURCE = "arithmetic"
 
@@ -40,14 +40,4 @@ def prepare(out: Path, operands: int, held_out: int, seed: int) -> list[Path]:
     Raises:
         ValueError: If the held-out problems leave none to train on.
     """
-    problems = make_problems(operands, seed)
-    if not 0 < held_out < len(problems):
-        raise ValueError(f"held_out must be between 1 and {len(problems) - 1}, got {held_out}")
-    splits = {"train": problems[held_out:], "test": problems[:held_out]}
-    return [
-        write_rows(
-            out / f"{split}.parquet",
-            [to_row(problem, DATA_SOURCE, "math", split, index) for index, problem in enumerate(rows)],
-        )
-        for split, rows in splits.items()
-    ]
+    return write_train_and_test(out, make_problems(operands, seed), held_out, DATA_SOURCE)

