@@ -75,13 +75,14 @@ def cfpo_policy_loss(
     loss = agg_loss(loss_mat=token_loss, loss_mask=mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info)
 
     with torch.no_grad():
+        # Padding has log-ratio 0 and advantage 0, so it adds nothing to any of these sums.
         ratio = importance_ratio(log_ratio)
         # Past the optimum at 1 + sign(A) * epsilon: the tokens whose gradient PPO would cut off.
         past_optimum = (ratio - 1) * advantages.sign() > epsilon
         statistics = {
             "actor/pg_clipfrac": past_optimum.float(),
             "actor/ppo_kl": -log_ratio,
-            "cfpo/ratio_deviation": (ratio - 1).abs() * mask,
+            "cfpo/ratio_deviation": (ratio - 1).abs(),
             "cfpo/penalty": cfpo_penalty(ratio, advantages, epsilon),
         }
         # One tolist() is one host synchronisation, whatever the number of metrics.
