@@ -2,8 +2,9 @@
 
     python benchmarks/measure.py -- make quickstart
 
-Prints one JSON line on stdout: seconds of wall time, the largest drop of the machine's available memory in GB (10**9 bytes,
-shared memory included, reclaimable cache excluded), the exit status, and the machine. The command's output goes to stderr.
+Prints one JSON line on stdout: seconds of wall time, the largest drop of the machine's available memory in GB
+(10**9 bytes, shared memory included, reclaimable cache excluded), the exit status, and the machine. The command's
+output goes to stderr.
 """
 
 import json

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -176,17 +177,17 @@ def check(config: DictConfig) -> None:
     Raises:
         PreflightError: With all problems of the quick checks, or else of those that start verl.
     """
-    quick: list[Callable[[], list[str]]] = [
-        lambda: check_packages(config),
-        lambda: check_run_dir(Path(config.run_dir)),
-        lambda: check_data(config),
-        lambda: check_model(config),
+    problems = [
+        *check_packages(config),
+        *check_run_dir(Path(config.run_dir)),
+        *check_data(config),
+        *check_model(config),
     ]
-    slow: list[Callable[[], list[str]]] = [
-        lambda: check_registry(config.actor_rollout_ref.actor.policy_loss.loss_mode, worker_env(config)),
-        lambda: check_verl_config(config),
-    ]
-    for checks in (quick, slow):
-        problems = [problem for run_check in checks for problem in run_check()]
-        if problems:
-            raise PreflightError(problems)
+    if not problems:
+        # Each imports verl, which takes seconds: the one in a process of its own, the other here.
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            loss_mode = config.actor_rollout_ref.actor.policy_loss.loss_mode
+            registry_problems = pool.submit(check_registry, loss_mode, worker_env(config))
+            problems = check_verl_config(config) + registry_problems.result()
+    if problems:
+        raise PreflightError(problems)

@@ -69,7 +69,7 @@ def test_no_experiment(run_cli):
     assert "You must specify 'experiment'" in result.stderr
 
 
-def test_plugin_disabled(run_cli, tmp_path, arithmetic_files):
+def test_problems_that_need_verl_are_reported_together(run_cli, tmp_path, arithmetic_files):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -79,7 +79,9 @@ def test_plugin_disabled(run_cli, tmp_path, arithmetic_files):
         f"data.val_files={val_file}",
         f"actor_rollout_ref.model.path={model}",
     ]
+    overrides += ["actor_rollout_ref.actor.policy_loss.epsilon=abc"]
     message = refused(run_cli, tmp_path, *overrides, VERL_USE_EXTERNAL_PLUGINS="none")
+    assert "policy_loss.epsilon must be a number, got 'abc' (str). Set it with" in message
     assert "policy_loss.loss_mode=cfpo is not in verl's registry in a fresh process" in message
     assert "VERL_USE_EXTERNAL_PLUGINS=none disables it: unset that variable" in message
 
