@@ -1,6 +1,5 @@
 """Typed configuration that verl instantiates from YAML through `_target_`."""
 
-import math
 from dataclasses import dataclass
 
 from verl.workers.config import PolicyLossConfig
@@ -32,7 +31,7 @@ class CfpoLossConfig(PolicyLossConfig):
         if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, int | float):
             kind = type(self.epsilon).__name__
             raise TypeError(f"policy_loss.epsilon must be a number, got {self.epsilon!r} ({kind}). {way_out}")
-        if not (math.isfinite(self.epsilon) and 0 < self.epsilon < 1):
+        if not 0 < self.epsilon < 1:  # not true of NaN either
             raise ValueError(
                 f"policy_loss.epsilon must be greater than 0 and less than 1, got {self.epsilon}. {way_out}"
             )

@@ -14,7 +14,9 @@ CFPO = {
     2: {"critic/score/mean": 0.75, "actor/cfpo/ratio_deviation": 0.02, "actor/ppo_kl": 0.03, "timing_s/step": 5.0}
     | {"val-core/arithmetic/acc/mean@4": 0.8, "val-core/arithmetic/acc/best@4/mean": 0.9},
 }
-VANILLA = {1: {"critic/score/mean": 0.5, "actor/pg_clipfrac": 0.1, "actor/entropy": 1.5}}
+VANILLA = {
+    1: {"critic/score/mean": 0.5, "actor/pg_clipfrac": 0.1, "actor/pg_clipfrac_lower": 0.0, "actor/entropy": 1.5},
+}
 
 
 def titles_and_values(rows):
@@ -66,6 +68,7 @@ def test_figure_overlays_runs(monkeypatch, tmp_path):
     assert list(drawn) == [curve.title for curve in CURVES]
     assert drawn["Training reward"] == [("cfpo", [1, 2], [0.25, 0.75]), ("vanilla", [1], [0.5])]
     assert drawn["Validation accuracy"] == [("cfpo", [0, 2], [0.2, 0.8])]
+    assert drawn["Share of tokens past the clip edge"] == [("vanilla", [1], [0.1])]
     assert drawn["Ratio deviation, mean |r - 1|"] == [("cfpo", [1, 2], [0.04, 0.02])]
 
 
