@@ -66,7 +66,7 @@ def following(metrics_file: Path, total_steps: int | None, stream: TextIO) -> It
                         while (line := file.readline()).endswith("\n"):
                             position = file.tell()
                             record = json.loads(line)
-                            console.print(describe(record["step"], record["data"]), highlight=False)
+                            console.print(describe(record["step"], record["data"]), highlight=False, soft_wrap=True)
                             progress.update(task, completed=record["step"], description="training")
                 if finished:
                     return
