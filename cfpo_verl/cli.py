@@ -138,6 +138,7 @@ def warmup(
             typer.echo(f"{out} is up to date", err=True)
             typer.echo(out)
             return
+        warming.check_replaceable(out)
         with Console(file=sys.stderr).status("warming up") as status:
             model, tokenizer, measurements = warming.warm_up(
                 problems,
@@ -156,8 +157,8 @@ def warmup(
 
 
 @app.command(
-    epilog="Examples: cfpo-verl report runs/cpu_quickstart_cfpo;  "
-    "cfpo-verl report runs/cpu_quickstart_cfpo runs/cpu_quickstart_vanilla --out compare.png",
+    epilog="Examples: cfpo-verl report runs/cpu_quickstart_cfpo_seed0;  "
+    "cfpo-verl report runs/cpu_quickstart_cfpo_seed0 runs/cpu_quickstart_vanilla_seed0 --out compare.png",
 )
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders of cfpo-verl train.", metavar="RUN_DIR...")],
@@ -176,7 +177,7 @@ def report(
     from cfpo_verl.report.table import summarise, to_markdown
     from cfpo_verl.run_dir import read_metrics
 
-    figure_path = out or (runs[0] if len(runs) == 1 else Path()) / "report.png"
+    figure_path = (out or (runs[0] if len(runs) == 1 else Path()) / "report").with_suffix(".png")
     try:
         names = [path.resolve().name for path in runs]
         labels = names if len(set(names)) == len(names) else [str(path) for path in runs]

@@ -1,4 +1,4 @@
-"""What we require of verl, in one place."""
+"""Which versions of verl are accepted."""
 
 from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""What is checked before Ray starts. Each check returns its problems as sentences; none raises."""
+"""What is checked before Ray starts. Each check returns its problems as sentences and raises none of them."""
 
 import json
 import os
@@ -6,27 +6,29 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cfpo_verl.data_prep.schema import DataError, check_file
+from cfpo_verl.data_prep.schema import DataError, check_file, read_golds
+from cfpo_verl.rewards.extract import parse_number
 
 # Imported and printed by a fresh interpreter, as a Ray worker would: nothing of this process helps it.
 _REGISTRY_PROBE = """
 import json
 import verl
-from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
-names, error = sorted(POLICY_LOSS_REGISTRY), None
-if "cfpo" not in names:
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
+losses, estimators, error = sorted(POLICY_LOSS_REGISTRY), sorted(ADV_ESTIMATOR_REGISTRY), None
+if "cfpo" not in losses:
     try:
         import cfpo_verl.plugin
         error = "verl did not load it"
     except Exception as failure:
         error = f"{type(failure).__name__}: {failure}"
-print("registry=" + json.dumps([names, error]))
+print("registry=" + json.dumps([losses, estimators, error]))
 """
 
 
@@ -45,20 +47,38 @@ def check_data(config: DictConfig) -> list[str]:
     for key in ("train_files", "val_files"):
         files = config.data[key]
         for file in files if isinstance(files, ListConfig) else [files]:
-            if "://" in str(file):
-                continue  # remote: verl fetches it
-            try:
-                check_file(Path(file))
-            except DataError as error:
-                problems.append(f"data.{key}: {error}")
+            if file is None:
+                problems.append(f"data.{key} is not set. Give the path of a parquet file")
+            # Remote files are fetched by verl, and JSON is read by it.
+            elif "://" not in str(file) and not str(file).endswith((".json", ".jsonl")):
+                problems += [f"data.{key}: {problem}" for problem in _check_data_file(Path(file), config)]
     return problems
+
+
+def _check_data_file(file: Path, config: DictConfig) -> list[str]:
+    try:
+        check_file(file, config.data.prompt_key)
+    except DataError as error:
+        return [str(error)]
+    if config.reward.custom_reward_function.path != "pkg://cfpo_verl.rewards":
+        return []
+    golds = read_golds(file)
+    unfit = [(row, gold) for row, gold in enumerate(golds) if gold is None or parse_number(gold) is None]
+    if not unfit:
+        return []
+    row, gold = unfit[0]
+    return [
+        f"{file}, row {row}: ground_truth {gold!r} is not a plain number, so no response can score 1 "
+        f"({len(unfit)} of {len(golds)} rows). Leave such rows out, or choose another reward.custom_reward_function"
+    ]
 
 
 def check_model(config: DictConfig) -> list[str]:
     """Check that a model given as a path is a Hugging Face folder. Hub ids are left to verl."""
     path = str(config.actor_rollout_ref.model.path)
-    is_path = path.startswith((".", "/", "~")) or Path(path).is_dir()
-    if is_path and not (Path(path).expanduser() / "config.json").is_file():
+    # os.path answers False where Path would raise, for example without permission to look.
+    is_path = path.startswith((".", "/", "~")) or os.path.isdir(path)
+    if is_path and not os.path.isfile(os.path.join(os.path.expanduser(path), "config.json")):
         return [
             f"actor_rollout_ref.model.path: {path} is not a model folder (no config.json in it). Give the folder of "
             "a Hugging Face model or a hub id; `cfpo-verl warmup --help` makes a tiny one"
@@ -66,12 +86,15 @@ def check_model(config: DictConfig) -> list[str]:
     return []
 
 
-def check_run_dir(run_dir: Path) -> list[str]:
+def check_run_dir(run_dir: str | None) -> list[str]:
     """Check that the run folder, or the nearest folder above it that exists, can be written to."""
-    nearest = run_dir
-    while not nearest.exists() and nearest != nearest.parent:
+    if not run_dir:
+        return ["run_dir is not set. Choose a folder with run_dir=PATH"]
+    nearest = Path(run_dir)
+    # os.path answers False where Path would raise, for example without permission to look.
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
-    if not nearest.is_dir():
+    if os.path.isfile(nearest):
         return [f"run_dir: {nearest} is a file, not a folder. Choose another one with run_dir=PATH"]
     try:
         # Tried, not asked: permissions do not tell of read-only file systems, and root has all of them.
@@ -95,13 +118,14 @@ def check_packages(config: DictConfig) -> list[str]:
     return problems
 
 
-def check_registry(loss_mode: str, env: Mapping[str, str]) -> list[str]:
-    """Check in a fresh process that the loss is in verl's registry, as a Ray worker will find it.
+def check_registries(loss_mode: str, adv_estimator: str, env: Mapping[str, str]) -> list[str]:
+    """Check in a fresh process that loss and estimator are in verl's registries, as a Ray worker will find them.
 
     verl hides a plugin that fails to load, so without this a run would die at its first update.
 
     Args:
         loss_mode: Name of the loss.
+        adv_estimator: Name of the advantage estimator.
         env: Environment of the workers.
     """
     probe = subprocess.run(
@@ -111,12 +135,17 @@ def check_registry(loss_mode: str, env: Mapping[str, str]) -> list[str]:
     if not found:
         last_line = (probe.stderr.strip().splitlines() or ["no output"])[-1]
         return [f"verl cannot be imported in a fresh process: {last_line}"]
-    names, error = json.loads(found[-1].removeprefix("registry="))
-    if loss_mode in names:
-        return []
+    losses, estimators, error = json.loads(found[-1].removeprefix("registry="))
+    problems = []
+    if adv_estimator not in estimators:
+        problems.append(
+            f"algorithm.adv_estimator={adv_estimator} is not in verl's registry. Choose one of: {', '.join(estimators)}"
+        )
+    if loss_mode in losses:
+        return problems
     message = f"policy_loss.loss_mode={loss_mode} is not in verl's registry in a fresh process"
     if error is None:
-        return [f"{message}. Choose one of: {', '.join(names)}"]
+        return [*problems, f"{message}. Choose one of: {', '.join(losses)}"]
     way_out = "Reinstall cfpo-verl in this environment (pip install cfpo-verl)"
     policy = env.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
     if policy.strip().lower() not in ("auto", "cfpo"):
@@ -124,7 +153,7 @@ def check_registry(loss_mode: str, env: Mapping[str, str]) -> list[str]:
             f"VERL_USE_EXTERNAL_PLUGINS={policy} disables it: unset that variable, "
             "or also set VERL_USE_EXTERNAL_MODULES=cfpo_verl.plugin"
         )
-    return [f"{message}, because the plugin cfpo_verl.plugin is not loaded ({error}). {way_out}"]
+    return [*problems, f"{message}, because the plugin cfpo_verl.plugin is not loaded ({error}). {way_out}"]
 
 
 def check_verl_config(config: DictConfig) -> list[str]:
@@ -133,14 +162,23 @@ def check_verl_config(config: DictConfig) -> list[str]:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
+    from cfpo_verl.config import CfpoLossConfig
+
     try:
         # First, because an error in it should be reported as itself and not as one of the actor's.
-        omega_conf_to_dataclass(config.actor_rollout_ref.actor.policy_loss)
+        policy_loss = omega_conf_to_dataclass(config.actor_rollout_ref.actor.policy_loss)
         validate_config(config, need_reference_policy(config), need_critic(config))
     except InstantiationException as error:
         return [str(error.__cause__ or error)]
-    except (AssertionError, ValueError, TypeError) as error:
-        return [str(error) or repr(error)]
+    except Exception as error:  # verl checks with whatever its arithmetic raises
+        return [f"verl refuses the config ({type(error).__name__}): {error}. See the keys with --cfg job"]
+    if config.actor_rollout_ref.actor.ppo_mini_batch_size < 1:  # verl lets it through and then divides by it
+        return ["actor_rollout_ref.actor.ppo_mini_batch_size must be at least 1, the prompts of one optimiser step"]
+    if (policy_loss.loss_mode == "cfpo") != isinstance(policy_loss, CfpoLossConfig):
+        return [
+            f"policy_loss.loss_mode={policy_loss.loss_mode} does not go with the options of "
+            f"{type(policy_loss).__name__}. Choose with policy_loss=cfpo or policy_loss=vanilla, which sets both"
+        ]
     return []
 
 
@@ -156,8 +194,7 @@ def warnings(config: DictConfig) -> list[str]:
             f"{', '.join(changed)} has no effect on the cfpo loss. "
             "Set actor_rollout_ref.actor.policy_loss.epsilon instead"
         )
-    updates = config.data.train_batch_size / actor.ppo_mini_batch_size * actor.ppo_epochs
-    if updates <= 1:
+    if config.data.train_batch_size <= actor.ppo_mini_batch_size and actor.ppo_epochs == 1:
         found.append(
             "one optimiser step per rollout: the importance ratio is always 1, so CFPO, GRPO and REINFORCE are the "
             "same. Make actor_rollout_ref.actor.ppo_mini_batch_size smaller than data.train_batch_size"
@@ -179,15 +216,21 @@ def check(config: DictConfig) -> None:
     """
     problems = [
         *check_packages(config),
-        *check_run_dir(Path(config.run_dir)),
+        *check_run_dir(config.run_dir),
         *check_data(config),
         *check_model(config),
     ]
     if not problems:
         # Each imports verl, which takes seconds: the one in a process of its own, the other here.
         with ThreadPoolExecutor(max_workers=1) as pool:
-            loss_mode = config.actor_rollout_ref.actor.policy_loss.loss_mode
-            registry_problems = pool.submit(check_registry, loss_mode, worker_env(config))
-            problems = check_verl_config(config) + registry_problems.result()
+            loss_mode, adv_estimator = (
+                config.actor_rollout_ref.actor.policy_loss.loss_mode,
+                config.algorithm.adv_estimator,
+            )
+            registry_problems = pool.submit(check_registries, loss_mode, adv_estimator, worker_env(config))
+            # A verl that cannot be imported is what the other check reports.
+            with suppress(ImportError):
+                problems = check_verl_config(config)
+            problems += registry_problems.result()
     if problems:
         raise PreflightError(problems)

@@ -3,8 +3,8 @@
 import ctypes
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import psutil
@@ -12,31 +12,38 @@ import psutil
 _PR_SET_CHILD_SUBREAPER = 36  # from linux/prctl.h
 
 
-def _adopt_orphans() -> None:
-    """Make orphaned descendants children of this process, so that none can get out of sight."""
+def _adopt_orphans(adopt: bool) -> None:
+    """Make orphaned descendants children of this process, so that none can get out of sight, or stop doing so."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
-def end_descendants(grace_s: float) -> None:
-    """Terminate all descendants of this process, then kill those that are still there.
+def _descendants(spared: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Return the descendants of this process, without the spared ones and theirs."""
+    found = []
+    for child in psutil.Process().children():
+        if child not in spared:
+            with suppress(psutil.Error):
+                found += [child, *child.children(recursive=True)]
+    return found
+
+
+def end_descendants(grace_s: float, spared: Sequence[psutil.Process] = ()) -> None:
+    """Terminate the descendants of this process, then kill those that are still there.
 
     Args:
         grace_s: Seconds between the polite request and the kill.
+        spared: Children that are left alone, and their descendants with them.
     """
     # Killing a parent hands us its children, so look again until there are none.
-    while descendants := psutil.Process().children(recursive=True):
+    while descendants := _descendants(spared):
         for process in descendants:
-            try:
+            with suppress(psutil.Error):
                 process.terminate()
-            except psutil.NoSuchProcess:
-                continue
         _gone, alive = psutil.wait_procs(descendants, timeout=grace_s)
         for process in alive:
-            try:
+            with suppress(psutil.Error):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
         psutil.wait_procs(alive, timeout=grace_s)
 
 
@@ -48,21 +55,27 @@ def _raise_exit(signum: int, _frame: FrameType | None) -> None:
 def ending_what_it_starts(grace_s: float = 10.0) -> Iterator[None]:
     """Run a block, then end Ray and all that the block left running, however it was left.
 
+    Children that this process had before, as after an `exec` in a batch script, are spared.
+
     SIGTERM, which SLURM and `kill` send, leaves the block as an exception, as Ctrl-C does.
 
     Args:
         grace_s: Seconds that a process has to end by itself before it is killed.
     """
-    _adopt_orphans()
+    children_before = psutil.Process().children()
+    _adopt_orphans(True)
     previous = signal.signal(signal.SIGTERM, _raise_exit)
     try:
         yield
     finally:
         # A second Ctrl-C must not stop the clean-up half-way.
         interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        ray = sys.modules.get("ray")
-        if ray is not None and ray.is_initialized():
-            ray.shutdown()
-        end_descendants(grace_s)
-        signal.signal(signal.SIGINT, interrupt)
-        signal.signal(signal.SIGTERM, previous)
+        try:
+            ray = sys.modules.get("ray")
+            if ray is not None and ray.is_initialized():
+                ray.shutdown()
+        finally:
+            end_descendants(grace_s, children_before)
+            _adopt_orphans(False)
+            signal.signal(signal.SIGINT, interrupt)
+            signal.signal(signal.SIGTERM, previous)

@@ -29,12 +29,12 @@ def describe(step: int, metrics: dict[str, Any]) -> str:
         ("entropy", "actor/entropy", ".3f"),
         ("time", "timing_s/step", ".1f"),
     ):
-        if name in metrics:
+        if metrics.get(name) is not None:
             shown.append(f"{label} {metrics[name]:{form}}" + (" s" if label == "time" else ""))
     shown += [
         f"validation {value:.3f}"
         for name, value in metrics.items()
-        if name.startswith("val-core/") and "acc/mean@" in name
+        if name.startswith("val-core/") and "acc/mean@" in name and value is not None
     ]
     return "  ".join(shown)
 

@@ -10,6 +10,7 @@ verl's logger opens its file anew, so every attempt (a resumed or repeated run) 
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -36,10 +37,13 @@ def log_path(run_dir: Path, attempt: int) -> Path:
 
 def next_attempt(run_dir: Path) -> int:
     """Return the number of the next attempt, 1 in a new or missing folder."""
-    if not run_dir.is_dir():
-        return 1
-    matches = (_NUMBERED.fullmatch(path.name) for path in run_dir.iterdir())
-    return max((int(match[1]) for match in matches if match), default=0) + 1
+    return max((int(match[1]) for match in _numbered_files(run_dir)), default=0) + 1
+
+
+def _numbered_files(run_dir: Path) -> list[re.Match[str]]:
+    """Return a match for each file of an attempt; group 0 is the name, group 1 the number."""
+    names = [path.name for path in run_dir.iterdir()] if run_dir.is_dir() else []
+    return [match for name in names if (match := _NUMBERED.fullmatch(name))]
 
 
 def package_versions(names: Iterable[str] = _VERSIONED) -> dict[str, str | None]:
@@ -63,23 +67,25 @@ def write_attempt(run_dir: Path, attempt: int, config_yaml: str) -> None:
 def read_metrics(run_dir: Path) -> dict[int, dict[str, Any]]:
     """Read the metrics of all attempts as one run: {step: {metric: value}}, in order of steps.
 
-    A later attempt goes on from some step, so its first step and everything after it replace what
-    earlier attempts wrote there: those steps came from weights that the run no longer has.
+    A later attempt goes on from some step. Where it reports a metric at that step it wins, and it replaces
+    everything after it: those steps came from weights that the run no longer has.
 
     Raises:
         RunDirError: If there are no metrics, or a line other than a torn last one is not JSON.
     """
-    files = sorted(run_dir.glob("metrics.*.jsonl"), key=lambda path: int(path.name.split(".")[1]))
+    numbered = {int(match[1]): match[0] for match in _numbered_files(run_dir) if match[0].startswith("metrics.")}
+    files = [run_dir / numbered[attempt] for attempt in sorted(numbered)]
     if not files:
         raise RunDirError(f"{run_dir}: no metrics.<attempt>.jsonl here. Give the run_dir of a `cfpo-verl train` run")
     merged: dict[int, dict[str, Any]] = {}
     for file in files:
         records = _read_records(file)
         if records:
-            first = records[0][0]
+            first, values = records[0]
+            # A resumed run validates at the step of its checkpoint: that step's training metrics still hold.
+            values.update({name: value for name, value in merged.get(first, {}).items() if name not in values})
             merged = {step: values for step, values in merged.items() if step < first}
-        for step, values in records:
-            merged[step] = values
+        merged.update(records)
     if not merged:
         raise RunDirError(f"{run_dir}: the metrics files are empty, so no step has been finished yet")
     return dict(sorted(merged.items()))
@@ -91,8 +97,10 @@ def _read_records(file: Path) -> list[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            records.append((int(record["step"]), dict(record["data"])))
-        except (ValueError, KeyError, TypeError) as error:
+            # verl's logger writes NaN, which JSON lacks, as null.
+            data = {name: math.nan if value is None else value for name, value in record["data"].items()}
+            records.append((int(record["step"]), data))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines):
                 break  # torn: the process ended while writing it
             raise RunDirError(f"{file}, line {number}: not a metrics record ({error})") from error

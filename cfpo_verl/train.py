@@ -21,8 +21,8 @@ from cfpo_verl.progress import following
 HELP = """\
 usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--cfg job]
 
-Check a run, then train it with verl's own trainer. Every problem that can be known
-beforehand is reported before Ray starts.
+Check a run, then train it with verl's own trainer. Problems with the data, the model folder, the run
+folder, the loss and what verl itself validates are reported before Ray starts.
 
   experiment=NAME    one of: {experiments}
   policy_loss=NAME   one of: {policy_losses}

@@ -231,7 +231,17 @@ def fingerprint(config: WarmupConfig, files: Sequence[Path]) -> dict[str, object
 def is_current(out: Path, expected: dict[str, object]) -> bool:
     """Say whether `out` holds the finished model with this fingerprint."""
     record = out / "warmup.json"
-    return record.is_file() and json.loads(record.read_text())["fingerprint"] == expected
+    return record.is_file() and json.loads(record.read_text()).get("fingerprint") == expected
+
+
+def check_replaceable(out: Path) -> None:
+    """Refuse a folder that this module did not write, since saving replaces it as a whole.
+
+    Raises:
+        FileExistsError: If `out` is there, is not empty and holds no `warmup.json`.
+    """
+    if out.exists() and not (out / "warmup.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not a warmed-up model; it would be lost. Choose another --out")
 
 
 def save(
@@ -241,7 +251,12 @@ def save(
     measurements: list[tuple[int, float]],
     made_from: dict[str, object],
 ) -> None:
-    """Write a Hugging Face folder with `warmup.json` in it, replacing an older one only once it is complete."""
+    """Write a Hugging Face folder with `warmup.json` in it, replacing an older one only once it is complete.
+
+    Raises:
+        FileExistsError: If `out` is something else; see `check_replaceable`.
+    """
+    check_replaceable(out)
     unfinished = out.with_name(f"{out.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)

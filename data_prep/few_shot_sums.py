@@ -24,8 +24,8 @@ def make_problems(count: int, largest: int, shots: int, seed: int) -> list[Probl
         ValueError: If there are not so many different sums.
     """
     pairs = [(a, b) for a in range(1, largest + 1) for b in range(1, largest + 1)]
-    if not 0 < count <= len(pairs) or not 0 <= shots < len(pairs):
-        raise ValueError(f"count must be between 1 and {len(pairs)} and shots below that, got {count} and {shots}")
+    if not 0 <= shots < len(pairs):
+        raise ValueError(f"shots must be between 0 and {len(pairs) - 1}, got {shots}")
     generator = random.Random(seed)
     problems = []
     for pair in generator.sample(pairs, count):
@@ -40,5 +40,13 @@ def prepare(out: Path, count: int, held_out: int, largest: int, shots: int, seed
 
     Returns:
         The two paths, train first.
+
+    Raises:
+        ValueError: If there are not so many different sums.
     """
+    if count < 1 or held_out < 1 or count + held_out > largest**2:
+        raise ValueError(
+            f"count ({count}) and held_out ({held_out}) must be at least 1, and together at most the {largest**2} "
+            f"different sums of two terms up to {largest}"
+        )
     return write_train_and_test(out, make_problems(count + held_out, largest, shots, seed), held_out, DATA_SOURCE)

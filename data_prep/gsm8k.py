@@ -27,15 +27,17 @@ def read_source(source: str, split: str) -> Iterable[Mapping[str, str]]:
         from datasets import load_dataset
 
         return load_dataset(source, "main", split=split)
-    path = Path(source)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file. Give a .jsonl file or a hub id such as {HUB_ID}")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error})") from error
+    try:
+        # Line by line: str.splitlines would also cut at separators that JSON allows inside a string.
+        with open(source, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{source}, line {number}: not JSON ({error})") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{source}: no such file. Give a .jsonl file or a hub id such as {HUB_ID}") from error
     return rows
 
 
@@ -61,10 +63,10 @@ def prepare(out: Path, source: str, split: str, limit: int | None = None) -> tup
         DataError: If a row lacks a column, or none is left.
     """
     raw = list(read_source(source, split))[:limit]
-    try:
-        problems = [to_problem(row) for row in raw]
-    except KeyError as error:
-        raise DataError(f"{source}: a row lacks the column {error}. GSM8K has: question, answer") from error
+    for number, row in enumerate(raw, start=1):
+        if not all(isinstance(row, Mapping) and isinstance(row.get(column), str) for column in ("question", "answer")):
+            raise DataError(f"{source}, row {number}: GSM8K's columns question and answer, both text, are needed")
+    problems = [to_problem(row) for row in raw]
     kept = [problem for problem in problems if problem is not None]
     if not kept:
         raise DataError(f"{source}: none of the {len(raw)} rows has an answer after ####")

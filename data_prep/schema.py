@@ -102,34 +102,55 @@ def write_train_and_test(out: Path, problems: Sequence[Problem], held_out: int, 
     ]
 
 
-def check_file(path: Path) -> int:
+def _has_fields(kind: pa.DataType, *names: str) -> bool:
+    return pa.types.is_struct(kind) and all(kind.get_field_index(name) >= 0 for name in names)
+
+
+def check_file(path: Path, prompt_key: str = "prompt") -> int:
     """Check that verl can train on a parquet file and return its number of rows.
 
     Files of other origin may have more columns and more fields; the ones that verl reads must be there.
 
+    Args:
+        path: The file.
+        prompt_key: Name of the column with the prompt, verl's `data.prompt_key`.
+
     Raises:
-        DataError: If the file is missing, empty, not parquet, or lacks something verl reads.
+        DataError: If the file cannot be read, is empty, is not parquet, or lacks something verl reads.
     """
     way_out = "Write one with: cfpo-verl data prepare --help"
-    if not path.is_file():
-        raise DataError(f"{path}: no such file. {way_out}")
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file. {way_out}") from error
+    except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a parquet file ({error}). {way_out}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}). {way_out}") from error
     with file:
-        needed = {"data_source": None, "prompt": None, "reward_model": "ground_truth"}
-        for column, inner in needed.items():
+        for column in ("data_source", prompt_key, "reward_model"):
             if column not in file.schema_arrow.names:
                 raise DataError(
                     f"{path}: column {column!r} is missing (found: {', '.join(file.schema_arrow.names)}). {way_out}"
                 )
-            kind = file.schema_arrow.field(column).type
-            if inner and not (pa.types.is_struct(kind) and kind.get_field_index(inner) >= 0):
-                raise DataError(f"{path}: column {column!r} must be a struct with the field {inner!r}. {way_out}")
+        kind = file.schema_arrow.field("reward_model").type
+        if not _has_fields(kind, "ground_truth"):
+            raise DataError(f"{path}: column 'reward_model' must be a struct with ground_truth, is {kind}. {way_out}")
+        kind = file.schema_arrow.field(prompt_key).type
+        if not (
+            (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _has_fields(kind.value_type, "role", "content")
+        ):
+            raise DataError(
+                f"{path}: column {prompt_key!r} must be a list of structs with role and content, is {kind}. {way_out}"
+            )
         if file.metadata.num_rows == 0:
             raise DataError(f"{path}: the file has no rows. {way_out}")
         return file.metadata.num_rows
+
+
+def read_golds(path: Path) -> list[str]:
+    """Read the gold answers of a parquet file in verl's schema."""
+    return [row["ground_truth"] for row in pq.read_table(path, columns=["reward_model"])["reward_model"].to_pylist()]
 
 
 def read_problems(path: Path) -> list[Problem]:

@@ -1,11 +1,13 @@
 """Helpers that several test files share."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import hypothesis
 import pytest
 from cfpo_verl.data_prep import arithmetic
 
@@ -16,6 +18,14 @@ SHARED_DATA = PROJECT.parent / "shared" / "data"
 
 # The variables with which verl, vLLM and this package can be switched; a test sets those it means.
 _SWITCHES = (*platform_env("cpu"), "VERL_USE_EXTERNAL_MODULES", "VERL_USE_EXTERNAL_PLUGINS", "VERL_FILE_LOGGER_PATH")
+
+# Background jobs of a shell ignore Ctrl-C, and so would what the tests start; they must not depend on that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine must not turn a property into a failure.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -1,7 +1,6 @@
 """cfpo_verl.cpu: inert unless selected, and each shim does what its comment says."""
 
 import multiprocessing.shared_memory
-import socket
 
 import pytest
 import torch
@@ -109,7 +108,7 @@ def test_device_module_answers_what_verl_asks_of_torch_cuda():
     assert device.empty_cache() is None
 
 
-def test_process_group_starts_with_gloo(run_python):
+def test_process_group_starts_with_gloo(run_python, tmp_path):
     code = """
 import verl.utils.distributed as d, torch.distributed as dist, torch
 d.initialize_global_process_group_ray(timeout_second=30)
@@ -117,10 +116,8 @@ d.initialize_global_process_group_ray()
 x = torch.ones(2); dist.all_reduce(x)
 print(dist.get_backend(), x.tolist(), d.initialize_global_process_group_ray.__module__)
 """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    result = run_python(code, VERL_PLATFORM="cpu", DIST_INIT_METHOD=f"tcp://127.0.0.1:{port}", RANK="0", WORLD_SIZE="1")
+    method = f"file://{tmp_path}/rendezvous"
+    result = run_python(code, VERL_PLATFORM="cpu", DIST_INIT_METHOD=method, RANK="0", WORLD_SIZE="1")
     assert result.stdout.split("\n")[-2] == "gloo [1.0, 1.0] cfpo_verl.cpu.verl_shims", result.stderr
 
 

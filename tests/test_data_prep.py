@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cfpo_verl.data_prep import arithmetic, gsm8k
+from cfpo_verl.data_prep import arithmetic, few_shot_sums, gsm8k
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, check_file, read_problems, to_row, write_rows
 from conftest import shared_data
 
@@ -86,6 +86,35 @@ def test_gsm8k_reads_its_own_format(tmp_path):
     assert read_problems(path) == [Problem(f"How many?\n{gsm8k.INSTRUCTION}", "1008")]
 
 
+def test_gsm8k_cuts_at_line_feeds_only(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "a\u2028b", "answer": "#### 1"}\n', encoding="utf-8")
+    path, _dropped = gsm8k.prepare(tmp_path / "out", str(tmp_path / "a.jsonl"), "train")
+    assert read_problems(path)[0].question.startswith("a\u2028b\n")
+
+
+def test_few_shot_sums_ask_for_a_sum_that_is_not_among_the_examples(tmp_path):
+    train, test = map(read_problems, few_shot_sums.prepare(tmp_path, count=40, held_out=9, largest=7, shots=4, seed=0))
+    assert (len(train), len(test)) == (40, 9)
+    asked = set()
+    for problem in train + test:
+        *examples, question = problem.question.splitlines()
+        assert len(examples) == 4
+        for example in examples:
+            left, right = example.split(" = ")
+            assert eval(left) == int(right)
+        assert eval(question.removesuffix(" =")) == int(problem.answer)
+        assert question.removesuffix(" =") not in {example.split(" = ")[0] for example in examples}
+        asked.add(question)
+    assert len(asked) == 49
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(0, 9), (40, 0), (41, 9)])
+def test_few_shot_sums_refuse_impossible_sizes(tmp_path, count, held_out):
+    message = rf"count \({count}\) and held_out \({held_out}\) must be at least 1, and together at most the 49"
+    with pytest.raises(ValueError, match=message):
+        few_shot_sums.prepare(tmp_path, count=count, held_out=held_out, largest=7, shots=4, seed=0)
+
+
 @pytest.mark.parametrize(("split", "rows"), [("train", 7473), ("test", 1319)])
 def test_gsm8k_keeps_every_row_of_the_real_files(tmp_path, split, rows):
     path, dropped = gsm8k.prepare(tmp_path, str(shared_data(f"gsm8k_{split}.jsonl")), split)
@@ -97,7 +126,7 @@ def test_gsm8k_keeps_every_row_of_the_real_files(tmp_path, split, rows):
     ("content", "message"),
     [
         ('{"question": "q", "answer": "#### 1"}\n{broken\n', "line 2: not JSON"),
-        ('{"question": "q"}\n', "lacks the column 'answer'"),
+        ('{"question": "q"}\n', "row 1: GSM8K's columns question and answer, both text, are needed"),
         ('{"question": "q", "answer": "1"}\n', "none of the 1 rows has an answer after ####"),
     ],
 )
@@ -128,8 +157,20 @@ def test_check_names_the_missing_column(tmp_path, column):
 def test_check_names_the_missing_field(tmp_path):
     table = valid_table().drop_columns(["reward_model"]).append_column("reward_model", pa.array(["3"]))
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="column 'reward_model' must be a struct with the field 'ground_truth'"):
+    with pytest.raises(DataError, match="column 'reward_model' must be a struct with ground_truth, is string"):
         check_file(tmp_path / "a.parquet")
+
+
+def test_check_names_a_prompt_that_is_text(tmp_path):
+    table = valid_table().drop_columns(["prompt"]).append_column("prompt", pa.array(["1+2="]))
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="column 'prompt' must be a list of structs with role and content, is string"):
+        check_file(tmp_path / "a.parquet")
+
+
+def test_check_looks_for_the_prompt_where_verl_does(tmp_path):
+    pq.write_table(valid_table().rename_columns({"prompt": "question"}), tmp_path / "a.parquet")
+    assert check_file(tmp_path / "a.parquet", prompt_key="question") == 1
 
 
 def test_check_names_an_empty_a_broken_and_a_missing_file(tmp_path):

@@ -1,6 +1,7 @@
 """The wheel works without the checkout, and installing it moves no version of a working verl environment."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,9 +34,12 @@ def check_call(*command: str | Path, **kwargs) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("dist")
-    source = tmp_path_factory.mktemp("source") / "project"
-    # From a clean copy of what git tracks, so that no build leftovers of the checkout get in.
-    check_call("git", "clone", "--quiet", PROJECT, source)
+    source = tmp_path_factory.mktemp("source")
+    # From a copy of what a build reads, so that no leftovers of the checkout get in.
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, source)
+    for name in ("cfpo_verl", "data_prep", "hydra_configs", "hydra_plugins"):
+        shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     check_call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source)
     [path] = out.glob("*.whl")
     return path

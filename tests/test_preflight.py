@@ -3,6 +3,7 @@
 import hydra
 import pyarrow.parquet as pq
 import pytest
+from cfpo_verl.data_prep.schema import Problem, to_row, write_rows
 from conftest import clean_environment
 from omegaconf import OmegaConf, open_dict
 
@@ -88,18 +89,18 @@ def test_problems_that_need_verl_are_reported_together(run_cli, tmp_path, arithm
 
 def test_registry_accepts_what_verl_has():
     env = clean_environment(platform_env("cpu"))
-    assert preflight.check_registry("cfpo", env) == []
-    [problem] = preflight.check_registry("cpfo", env)
-    assert problem.startswith(
-        "policy_loss.loss_mode=cpfo is not in verl's registry in a fresh process. Choose one of: "
-    )
-    assert "cfpo" in problem
-    assert "vanilla" in problem
+    assert preflight.check_registries("cfpo", "grpo", env) == []
+    problems = preflight.check_registries("cpfo", "gropo", env)
+    estimator, loss = (problem.partition(". Choose one of: ") for problem in problems)
+    assert loss[0] == "policy_loss.loss_mode=cpfo is not in verl's registry in a fresh process"
+    assert {"cfpo", "vanilla"} <= set(loss[2].split(", "))
+    assert estimator[0] == "algorithm.adv_estimator=gropo is not in verl's registry"
+    assert {"grpo", "rloo"} <= set(estimator[2].split(", "))
 
 
 def test_a_verl_that_cannot_be_imported_is_named(tmp_path):
     (tmp_path / "verl.py").write_text("raise ImportError('torn install')")
-    [problem] = preflight.check_registry("cfpo", clean_environment({"PYTHONPATH": str(tmp_path)}))
+    [problem] = preflight.check_registries("cfpo", "grpo", clean_environment({"PYTHONPATH": str(tmp_path)}))
     assert problem == "verl cannot be imported in a fresh process: ImportError: torn install"
 
 
@@ -109,7 +110,7 @@ def test_an_unsupported_verl_names_the_range(tmp_path):
         "import importlib.metadata as m\nreal = m.version\n"
         "m.version = lambda name: '0.10.0' if name == 'verl' else real(name)\n"
     )
-    [problem] = preflight.check_registry("cfpo", clean_environment({"PYTHONPATH": str(tmp_path)}))
+    [problem] = preflight.check_registries("cfpo", "grpo", clean_environment({"PYTHONPATH": str(tmp_path)}))
     assert "UnsupportedVerlError: verl 0.10.0 is not supported: cfpo_verl needs verl <0.10,>=0.9.1" in problem
 
 
@@ -163,10 +164,71 @@ def test_every_data_file_of_a_list_is_checked(config, arithmetic_files):
 
 
 def test_run_dir_rules(tmp_path):
-    assert preflight.check_run_dir(tmp_path / "new" / "folder") == []
+    assert preflight.check_run_dir(f"{tmp_path}/new/folder") == []
     (tmp_path / "file").touch()
-    [problem] = preflight.check_run_dir(tmp_path / "file" / "run")
+    [problem] = preflight.check_run_dir(f"{tmp_path}/file/run")
     assert problem == f"run_dir: {tmp_path}/file is a file, not a folder. Choose another one with run_dir=PATH"
+
+
+def test_a_run_dir_that_may_not_be_looked_at(monkeypatch):
+    # A fake at the edge: root, who may run the tests, may look everywhere.
+    def deny(*_args, **_kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.stat", deny)
+    monkeypatch.setattr("os.lstat", deny)
+    monkeypatch.setattr(preflight, "TemporaryFile", deny)
+    assert preflight.check_run_dir("/secret/run") == [
+        "run_dir: / is not writable (Permission denied). Choose another one with run_dir=PATH"
+    ]
+
+
+def test_a_data_file_that_may_not_be_read(config, monkeypatch):
+    def deny(*_args, **_kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", deny)
+    assert "cannot be read" in preflight.check_data(config)[0]
+
+
+def test_nothing_set_is_a_problem_too(config):
+    config.data.val_files = None
+    assert preflight.check_data(config) == ["data.val_files is not set. Give the path of a parquet file"]
+    assert preflight.check_run_dir(None) == ["run_dir is not set. Choose a folder with run_dir=PATH"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("actor_rollout_ref.actor.ppo_mini_batch_size", 0),
+        ("actor_rollout_ref.actor.ppo_mini_batch_size", None),
+        ("trainer.n_gpus_per_node", 0),
+        ("data.train_batch_size", "abc"),
+    ],
+)
+def test_sizes_without_meaning(config, key, value):
+    OmegaConf.update(config, key, value)
+    assert len(preflight.check_verl_config(config)) == 1
+
+
+@pytest.mark.parametrize(("group", "loss_mode"), [("cfpo", "vanilla"), ("vanilla", "cfpo")])
+def test_the_name_of_a_loss_goes_with_its_options(config, group, loss_mode):
+    target = {"cfpo": "cfpo_verl.config.CfpoLossConfig", "vanilla": "verl.workers.config.PolicyLossConfig"}[group]
+    config.actor_rollout_ref.actor.policy_loss = {"_target_": target, "loss_mode": loss_mode}
+    [problem] = preflight.check_verl_config(config)
+    assert problem.startswith(f"policy_loss.loss_mode={loss_mode} does not go with the options of ")
+    assert "Choose with policy_loss=cfpo or policy_loss=vanilla" in problem
+
+
+def test_gold_answers_that_no_response_can_match(config, arithmetic_files):
+    problems = [Problem("1+1=", "2"), Problem("What?", "twelve")]
+    rows = [to_row(problem, "arithmetic", "math", "train", index) for index, problem in enumerate(problems)]
+    config.data.train_files = str(write_rows(arithmetic_files[0].with_name("words.parquet"), rows))
+    [problem] = preflight.check_data(config)
+    assert "words.parquet, row 1: ground_truth 'twelve' is not a plain number" in problem
+    assert "(1 of 2 rows)" in problem
+    config.reward.custom_reward_function.path = "pkg://my.rewards"
+    assert preflight.check_data(config) == []
 
 
 def test_model_rules(config, tmp_path):

@@ -1,9 +1,11 @@
 """cfpo_verl.processes: everything a run started is ended, and nothing else."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -33,20 +35,25 @@ with ending_what_it_starts(grace_s=2):
 """
 
 
-def start(body):
-    code = FAMILY.replace("BODY", body)
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    pids = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(pids) == 2
-    return process, pids
-
-
 @pytest.fixture
-def bystander():
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    yield process
-    process.kill()
-    process.wait()
+def start():
+    """Start a family whose parent already had a child, as a batch script that execs the trainer may have."""
+    started = []
+
+    def start(body):
+        code = FAMILY.replace("BODY", body)
+        command = ["bash", "-c", 'sleep 600 & echo $!; exec "$0" -c "$1"', sys.executable, code]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        bystander = int(process.stdout.readline())
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 2
+        started.extend([process.pid, bystander, *pids])
+        return process, bystander, pids
+
+    yield start
+    for pid in started:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -58,11 +65,11 @@ def bystander():
         pytest.param("time.sleep(600)", signal.SIGTERM, 143, id="sigterm"),
     ],
 )
-def test_ends_orphans_and_the_stubborn_and_spares_others(bystander, body, sent, status):
-    process, pids = start(body)
+def test_ends_orphans_and_the_stubborn_and_spares_others(start, body, sent, status):
+    process, bystander, pids = start(body)
     if sent is not None:
         time.sleep(0.5)
         process.send_signal(sent)
     assert process.wait(timeout=60) == status
     assert [psutil.pid_exists(pid) for pid in pids] == [False, False]
-    assert bystander.poll() is None
+    assert psutil.pid_exists(bystander)

@@ -9,6 +9,7 @@ from cfpo_verl.progress import describe, following
 
 def test_line_shows_what_there_is():
     metrics = {"critic/score/mean": 0.25, "actor/ppo_kl": 0.01, "val-core/arithmetic/acc/mean@4": 0.5}
+    metrics |= {"actor/entropy": None, "val-core/gsm8k/acc/mean@1": None}  # how verl's logger writes NaN
     assert describe(2, metrics) == "step 2  reward 0.250  kl 0.0100  validation 0.500"
 
 

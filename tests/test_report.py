@@ -94,6 +94,15 @@ def test_command_writes_figure_and_table(run_cli, tmp_path):
     assert "| vanilla | Training reward | 1-1 | 0.5 | 0.5 | 0.5 |" in (tmp_path / "compare.md").read_text()
 
 
+def test_command_draws_a_run_that_diverged(run_cli, tmp_path):
+    write_run(tmp_path / "cfpo", {1: {"critic/score/mean": 0.5, "actor/ppo_kl": None}})
+    result = run_cli("report", "cfpo", "--out", "diverged")
+    assert result.returncode == 0, result.stderr
+    assert "nan" in result.stdout
+    assert (tmp_path / "diverged.png").exists()
+    assert (tmp_path / "diverged.md").exists()
+
+
 def test_command_puts_a_single_runs_report_into_its_folder(run_cli, tmp_path):
     write_run(tmp_path / "cfpo", CFPO)
     assert run_cli("report", "cfpo").returncode == 0

