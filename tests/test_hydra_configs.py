@@ -8,8 +8,10 @@ import hydra
 import pytest
 from conftest import clean_environment
 from omegaconf import OmegaConf
+from verl.utils.config import omega_conf_to_dataclass
 
 from cfpo_verl import train  # registers the resolver that the primary config uses
+from cfpo_verl.config import CfpoLossConfig
 from cfpo_verl.config_groups import names, platform_env
 
 EXPERIMENTS = names("experiment")
@@ -60,6 +62,14 @@ def test_experiments_take_several_steps_per_rollout(experiment):
 def test_vanilla_is_exactly_verls_default():
     ours = compose("experiment=cpu_quickstart", "policy_loss=vanilla").actor_rollout_ref.actor.policy_loss
     assert ours == compose_as_verl().actor_rollout_ref.actor.policy_loss
+
+
+def test_verls_own_config_takes_the_loss_alone():
+    config = compose_as_verl("+policy_loss=cfpo", "actor_rollout_ref.actor.policy_loss.epsilon=0.1")
+    policy_loss = omega_conf_to_dataclass(config.actor_rollout_ref.actor.policy_loss)
+    assert policy_loss == CfpoLossConfig(epsilon=0.1)
+    loss = "actor_rollout_ref.actor.policy_loss"
+    assert without(config, loss) == without(compose_as_verl(), loss)
 
 
 def test_changing_the_loss_changes_nothing_but_the_loss():
