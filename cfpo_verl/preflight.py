@@ -6,13 +6,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from cfpo_verl.compat import SUPPORTED_VERL
 from cfpo_verl.data_prep.schema import DataError, check_file, read_golds
 from cfpo_verl.rewards.extract import parse_number
 
@@ -228,9 +228,10 @@ def check(config: DictConfig) -> None:
                 config.algorithm.adv_estimator,
             )
             registry_problems = pool.submit(check_registries, loss_mode, adv_estimator, worker_env(config))
-            # A verl that cannot be imported is what the other check reports.
-            with suppress(ImportError):
+            try:
                 problems = check_verl_config(config)
+            except ImportError as error:
+                problems = [f"verl cannot be imported: {error}. Reinstall it: pip install 'verl{SUPPORTED_VERL}'"]
             problems += registry_problems.result()
     if problems:
         raise PreflightError(problems)

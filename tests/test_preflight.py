@@ -143,6 +143,17 @@ def test_epsilon(config, epsilon, message):
     assert "Set it with actor_rollout_ref.actor.policy_loss.epsilon=0.2" in problem
 
 
+def test_an_import_that_fails_only_here_is_not_lost(config, monkeypatch):
+    def fail(_config):
+        raise ImportError("torn module")
+
+    for name in ("check_packages", "check_data", "check_model", "check_run_dir", "check_registries"):
+        monkeypatch.setattr(preflight, name, lambda *_args: [])
+    monkeypatch.setattr(preflight, "check_verl_config", fail)
+    with pytest.raises(preflight.PreflightError, match="torn module"):
+        preflight.check(config)
+
+
 def test_verls_own_rules_are_reported(config):
     config.actor_rollout_ref.actor.ppo_mini_batch_size = 64
     [problem] = preflight.check_verl_config(config)
