@@ -44,7 +44,9 @@ def end_descendants(grace_s: float, spared: Sequence[psutil.Process] = ()) -> No
         for process in alive:
             with suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(alive, timeout=grace_s)
+        _gone, stuck = psutil.wait_procs(alive, timeout=grace_s)
+        if stuck:
+            return  # not even a kill ends them: waiting for a device, or another user's
 
 
 def _raise_exit(signum: int, _frame: FrameType | None) -> None:

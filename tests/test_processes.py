@@ -10,6 +10,8 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from cfpo_verl import processes
+
 # Ignores SIGTERM, and is orphaned at once by a parent in a session of its own.
 STUBBORN = """
 import signal, time
@@ -73,3 +75,22 @@ def test_ends_orphans_and_the_stubborn_and_spares_others(start, body, sent, stat
     assert process.wait(timeout=60) == status
     assert [psutil.pid_exists(pid) for pid in pids] == [False, False]
     assert psutil.pid_exists(bystander)
+
+
+def test_gives_up_on_what_cannot_be_ended(monkeypatch):
+    class Unkillable:
+        """A fake at the edge: a process that waits for a device cannot be had on demand."""
+
+        def terminate(self):
+            pass
+
+        def kill(self):
+            looks.append("killed")
+            assert len(looks) < 5, "still trying"
+
+    looks = []
+    stuck = [Unkillable()]
+    monkeypatch.setattr(processes, "_descendants", lambda _spared: stuck)
+    monkeypatch.setattr(psutil, "wait_procs", lambda given, timeout: ([], list(given)))
+    processes.end_descendants(grace_s=0)
+    assert looks == ["killed"]
