@@ -127,6 +127,22 @@ def test_torch_still_rejects_the_backend_that_verl_builds():
     assert torch_rejects_verl_backend(), "torch accepts it now: delete the shim of verl.utils.distributed"
 
 
+def test_shims_are_skipped_once_upstream_does_not_need_them(monkeypatch):
+    import sys
+
+    import verl.utils.distributed as verl_distributed
+
+    from cfpo_verl.cpu import verl_shims, vllm_metadata
+
+    original, finders = verl_distributed.initialize_global_process_group_ray, list(sys.meta_path)
+    monkeypatch.setattr(verl_shims, "torch_rejects_verl_backend", lambda: False)
+    verl_shims.install()
+    assert verl_distributed.initialize_global_process_group_ray is original
+    monkeypatch.setattr(vllm_metadata, "is_installed", lambda _name: True)
+    vllm_metadata.install()
+    assert sys.meta_path == finders
+
+
 def test_verl_and_vllm_still_have_what_the_shims_replace(run_python):
     """Notices when an upstream release makes a shim superfluous or leaves it without effect."""
     code = """
