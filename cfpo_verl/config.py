@@ -1,37 +1,188 @@
 """Typed configuration that verl instantiates from YAML through `_target_`."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from verl.workers.config import PolicyLossConfig
+from verl.workers.config import ActorConfig, PolicyLossConfig
+
+from cfpo_verl.losses import (
+    TokenLoss,
+    cfpo_sequence_loss,
+    cfpo_token_loss,
+    check_delta,
+    check_trust_region,
+    drpo_token_loss,
+)
+
+_KEY = "actor_rollout_ref.actor.policy_loss"
+
+
+def _check_number(name: str, value: object) -> None:
+    # verl's own check lets text and None through.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(
+            f"policy_loss.{name} must be a number, got {value!r} ({type(value).__name__}). "
+            f"Set it with {_KEY}.{name}=NUMBER"
+        )
 
 
 @dataclass
-class CfpoLossConfig(PolicyLossConfig):
-    """Options of the `cfpo` policy loss.
+class ClippingFreeLossConfig(PolicyLossConfig):
+    """What verl's actor needs to know of a loss of ours: its name, its function and its options.
 
-    verl builds policy_loss from this class, so a misspelt key is an error. verl's `actor.clip_ratio`,
-    `clip_ratio_low` and `clip_ratio_high` have no influence on the loss or on its metrics.
+    verl builds policy_loss from a subclass, so a misspelt key is an error. verl's `actor.clip_ratio`,
+    `clip_ratio_low` and `clip_ratio_high` have no influence on the losses.
+    """
+
+    NAME: ClassVar[str]
+    score: ClassVar[Callable[..., TokenLoss]]
+
+    def __post_init__(self) -> None:
+        """Refuse a loss_mode that would leave the options without effect."""
+        if self.loss_mode != self.NAME:
+            raise ValueError(
+                f"policy_loss.loss_mode={self.loss_mode} does not go with the options of {type(self).__name__}. Choose "
+                f"with policy_loss={self.NAME} or another file of that group, which sets both"
+            )
+
+    def options(self, actor: ActorConfig) -> dict[str, Any]:
+        """Return the keyword arguments of `score`.
+
+        Args:
+            actor: The config of the actor that the loss belongs to.
+        """
+        raise NotImplementedError
+
+
+@dataclass
+class CfpoLossConfig(ClippingFreeLossConfig):
+    """Options of the policy loss `cfpo`.
 
     Args:
-        epsilon: Half-width of the trust region on the importance ratio. Dimensionless,
-            between 0 and 1 (from 1 on, tokens with a negative advantage would have their
-            optimum at a ratio of 0 or less).
+        epsilon: Half-width of the trust region on the importance ratio. Dimensionless.
+        epsilon_low: Half-width where the advantage is negative, between 0 and 1; None for epsilon.
+        epsilon_high: Half-width where the advantage is positive, greater than 0; None for epsilon.
+        tail: "quadratic", the paper's penalty, or "linear": beyond tail_start it then grows with constant slope.
+        tail_start: The |r - 1| beyond which a linear tail is linear, greater than both half-widths;
+            None for twice the larger one.
 
     Raises:
-        TypeError: If epsilon is not a number (verl's own check lets text and None through).
-        ValueError: If epsilon is not between 0 and 1.
+        TypeError: If an option is not a number.
+        ValueError: If an option is outside its range.
     """
+
+    NAME: ClassVar[str] = "cfpo"
+    score: ClassVar[Callable[..., TokenLoss]] = staticmethod(cfpo_token_loss)
 
     loss_mode: str = "cfpo"
     epsilon: float = 0.2
+    epsilon_low: float | None = None
+    epsilon_high: float | None = None
+    tail: str = "quadratic"
+    tail_start: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values with which the loss has no meaning."""
-        way_out = "Set it with actor_rollout_ref.actor.policy_loss.epsilon=0.2"
-        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, int | float):
-            kind = type(self.epsilon).__name__
-            raise TypeError(f"policy_loss.epsilon must be a number, got {self.epsilon!r} ({kind}). {way_out}")
-        if not 0 < self.epsilon < 1:  # not true of NaN either
+        super().__post_init__()
+        _check_number("epsilon", self.epsilon)
+        for name in ("epsilon_low", "epsilon_high", "tail_start"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name))
+        if self.tail not in ("quadratic", "linear"):
+            raise ValueError(f"policy_loss.tail must be quadratic or linear, got {self.tail!r}. Set {_KEY}.tail=linear")
+        if self.tail == "quadratic" and self.tail_start is not None:
             raise ValueError(
-                f"policy_loss.epsilon must be greater than 0 and less than 1, got {self.epsilon}. {way_out}"
+                f"policy_loss.tail_start={self.tail_start} has no effect with tail=quadratic. "
+                f"Set {_KEY}.tail=linear too"
             )
+        if not (0 < self.epsilon < 1 or (self.epsilon_low is not None and 1 <= self.epsilon < math.inf)):
+            raise ValueError(
+                f"policy_loss.epsilon must be greater than 0 and less than 1, got {self.epsilon}; only epsilon_high "
+                f"may be larger. Set it with {_KEY}.epsilon={type(self).epsilon}"
+            )
+        try:
+            check_trust_region(**self._trust_region())
+        except ValueError as error:
+            raise ValueError(f"policy_loss: {error}. Set the options of the loss in {_KEY}") from None
+
+    def options(self, actor: ActorConfig) -> dict[str, Any]:
+        """Return the keyword arguments of `score`."""
+        return self._trust_region()
+
+    def _trust_region(self) -> dict[str, Any]:
+        low = self.epsilon if self.epsilon_low is None else self.epsilon_low
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        tail_start = self.tail_start
+        if self.tail == "linear" and tail_start is None:
+            tail_start = 2 * max(low, high)
+        return {"epsilon_low": low, "epsilon_high": high, "tail_start": tail_start}
+
+
+@dataclass
+class CfpoSequenceLossConfig(CfpoLossConfig):
+    """Options of the policy loss `cfpo_sequence`: those of `cfpo`, on the length-normalised ratio of a response.
+
+    That ratio is an average over the response and stays much nearer to 1 than a token's, so epsilon is smaller.
+    """
+
+    NAME: ClassVar[str] = "cfpo_sequence"
+    score: ClassVar[Callable[..., TokenLoss]] = staticmethod(cfpo_sequence_loss)
+
+    loss_mode: str = "cfpo_sequence"
+    epsilon: float = 4e-4
+
+
+@dataclass
+class DrpoLossConfig(ClippingFreeLossConfig):
+    """Options of the policy loss `drpo`.
+
+    Args:
+        delta: Half-width of the trust region on the difference of a token's probabilities, in units of probability.
+
+    Raises:
+        TypeError: If delta is not a number.
+        ValueError: If delta is not positive and finite.
+    """
+
+    NAME: ClassVar[str] = "drpo"
+    score: ClassVar[Callable[..., TokenLoss]] = staticmethod(drpo_token_loss)
+
+    loss_mode: str = "drpo"
+    delta: float = 12.5
+
+    def __post_init__(self) -> None:
+        """Refuse values with which the loss has no meaning."""
+        super().__post_init__()
+        _check_number("delta", self.delta)
+        try:
+            check_delta(self.delta)
+        except ValueError as error:
+            raise ValueError(f"policy_loss: {error}. Set it with {_KEY}.delta=12.5") from None
+
+    def options(self, actor: ActorConfig) -> dict[str, Any]:
+        """Return the keyword arguments of `score`; the metric of rescued tokens compares with the actor's clipping."""
+        return {
+            "delta": self.delta,
+            "ppo_epsilon_low": actor.clip_ratio if actor.clip_ratio_low is None else actor.clip_ratio_low,
+            "ppo_epsilon_high": actor.clip_ratio if actor.clip_ratio_high is None else actor.clip_ratio_high,
+        }
+
+
+LOSS_CONFIGS = (CfpoLossConfig, CfpoSequenceLossConfig, DrpoLossConfig)
+
+
+def check_aggregation(actor: ActorConfig) -> None:
+    """Refuse an aggregation that depends on how a mini-batch is cut into micro-batches.
+
+    Raises:
+        ValueError: For seq-mean-token-sum-norm without a scale: verl then divides by the padded width of each
+            micro-batch.
+    """
+    if actor.loss_agg_mode == "seq-mean-token-sum-norm" and actor.loss_scale_factor is None:
+        raise ValueError(
+            "actor.loss_agg_mode=seq-mean-token-sum-norm needs actor.loss_scale_factor: without it the loss depends on "
+            "the padded width of each micro-batch. Set actor_rollout_ref.actor.loss_scale_factor, for example to "
+            "'${data.max_response_length}'"
+        )

@@ -162,7 +162,7 @@ def check_verl_config(config: DictConfig) -> list[str]:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-    from cfpo_verl.config import CfpoLossConfig
+    from cfpo_verl.config import ClippingFreeLossConfig, check_aggregation
 
     try:
         # First, because an error in it should be reported as itself and not as one of the actor's.
@@ -174,25 +174,60 @@ def check_verl_config(config: DictConfig) -> list[str]:
         return [f"verl refuses the config ({type(error).__name__}): {error}. See the keys with --cfg job"]
     if config.actor_rollout_ref.actor.ppo_mini_batch_size < 1:  # verl lets it through and then divides by it
         return ["actor_rollout_ref.actor.ppo_mini_batch_size must be at least 1, the prompts of one optimiser step"]
-    if (policy_loss.loss_mode == "cfpo") != isinstance(policy_loss, CfpoLossConfig):
+    ours = policy_loss.loss_mode in _our_losses()
+    if ours and not isinstance(policy_loss, ClippingFreeLossConfig):
         return [
             f"policy_loss.loss_mode={policy_loss.loss_mode} does not go with the options of "
-            f"{type(policy_loss).__name__}. Choose with policy_loss=cfpo or policy_loss=vanilla, which sets both"
+            f"{type(policy_loss).__name__}. Choose with policy_loss={policy_loss.loss_mode}, which sets both"
         ]
-    return []
+    try:
+        check_aggregation(config.actor_rollout_ref.actor)
+    except ValueError as error:
+        return [str(error)]
+    return _check_rollout_correction(config) if ours else []
+
+
+def _our_losses() -> set[str]:
+    from cfpo_verl.config import LOSS_CONFIGS
+
+    return {loss.NAME for loss in LOSS_CONFIGS}
+
+
+def _check_rollout_correction(config: DictConfig) -> list[str]:
+    """Check that no correction is asked for that verl leaves out when the loss is one of ours."""
+    correction = config.algorithm.rollout_correction
+    lost = [key for key in ("rollout_is", "rollout_rs") if correction.bypass_mode and correction[key] is not None]
+    if not lost:
+        return []
+    settings = ", ".join(f"{key}={correction[key]}" for key in lost)
+    return [
+        f"algorithm.rollout_correction: with bypass_mode=true only verl's own loss bypass_mode applies {settings}; "
+        "this loss would run without. Set bypass_mode=false, or unset them (=null)"
+    ]
 
 
 def warnings(config: DictConfig) -> list[str]:
     """Return what is allowed but probably not meant."""
     actor = config.actor_rollout_ref.actor
-    if actor.policy_loss.loss_mode != "cfpo":
+    loss_mode = actor.policy_loss.loss_mode
+    if loss_mode not in _our_losses():
         return []
     found = []
     changed = [key for key in ("clip_ratio", "clip_ratio_low", "clip_ratio_high") if actor[key] != 0.2]
     if changed:
         found.append(
-            f"{', '.join(changed)} has no effect on the cfpo loss. "
-            "Set actor_rollout_ref.actor.policy_loss.epsilon instead"
+            f"{', '.join(changed)} has no effect on the loss {loss_mode}. "
+            "Set the options in actor_rollout_ref.actor.policy_loss instead"
+        )
+    if loss_mode == "cfpo_sequence" and actor.loss_agg_mode != "seq-mean-token-mean":
+        found.append(
+            f"cfpo_sequence with loss_agg_mode={actor.loss_agg_mode}: only seq-mean-token-mean weighs every response "
+            "the same, as a loss of whole responses is meant to"
+        )
+    if config.algorithm.rollout_correction.bypass_mode:
+        found.append(
+            f"bypass_mode: the loss {loss_mode} runs, with the ratio to the rollout engine's probabilities. Where the "
+            "engines disagree, policy_loss.tail=linear keeps single tokens from owning a mini-batch"
         )
     if config.data.train_batch_size <= actor.ppo_mini_batch_size and actor.ppo_epochs == 1:
         found.append(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import hydra
@@ -9,12 +10,14 @@ import pytest
 from conftest import clean_environment
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.config import PolicyLossConfig
 
 from cfpo_verl import train  # registers the resolver that the primary config uses
-from cfpo_verl.config import CfpoLossConfig
+from cfpo_verl.config import LOSS_CONFIGS, CfpoLossConfig
 from cfpo_verl.config_groups import names, platform_env
 
 EXPERIMENTS = names("experiment")
+POLICY_LOSSES = names("policy_loss")
 VERL_CONFIG_DIR = Path(train._verl_config_dir())
 OUR_CONFIG_DIR = Path(__file__).parents[1] / "hydra_configs"
 
@@ -43,7 +46,7 @@ def without(config, *dotted_keys):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("policy_loss", ["cfpo", "vanilla"])
+@pytest.mark.parametrize("policy_loss", POLICY_LOSSES)
 def test_both_entry_points_compose_the_same_config(experiment, policy_loss):
     ours = compose(f"experiment={experiment}", f"policy_loss={policy_loss}")
     verls = compose_as_verl(f"+experiment={experiment}", f"policy_loss={policy_loss}")
@@ -72,8 +75,23 @@ def test_verls_own_config_takes_the_loss_alone():
     assert without(config, loss) == without(compose_as_verl(), loss)
 
 
-def test_changing_the_loss_changes_nothing_but_the_loss():
-    cfpo, vanilla = (compose("experiment=cpu_quickstart", f"policy_loss={name}") for name in ("cfpo", "vanilla"))
+@pytest.mark.parametrize("loss", LOSS_CONFIGS, ids=lambda loss: loss.NAME)
+def test_the_files_of_our_losses_have_every_option_with_its_default(loss):
+    chosen = compose("experiment=cpu_quickstart", f"policy_loss={loss.NAME}").actor_rollout_ref.actor.policy_loss
+    assert omega_conf_to_dataclass(chosen) == loss()
+    verls = {field.name for field in fields(PolicyLossConfig)} - {"loss_mode"}
+    assert set(chosen) - verls - {"_target_"} == {field.name for field in fields(loss)} - verls
+
+
+def test_the_loss_of_whole_responses_brings_its_aggregation():
+    for name, mode in [("cfpo_sequence", "seq-mean-token-mean"), ("cfpo", "token-mean")]:
+        assert compose_as_verl(f"+policy_loss={name}").actor_rollout_ref.actor.loss_agg_mode == mode
+        assert compose("experiment=cpu_quickstart", f"policy_loss={name}").actor_rollout_ref.actor.loss_agg_mode == mode
+
+
+@pytest.mark.parametrize("loss_mode", ["cfpo", "drpo"])
+def test_changing_the_loss_changes_nothing_but_the_loss(loss_mode):
+    cfpo, vanilla = (compose("experiment=cpu_quickstart", f"policy_loss={name}") for name in (loss_mode, "vanilla"))
     named_after_it = ("trainer.experiment_name", "trainer.default_local_dir", "run_dir")
     traced = "actor_rollout_ref.rollout.trace"
     loss = "actor_rollout_ref.actor.policy_loss"

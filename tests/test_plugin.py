@@ -7,8 +7,8 @@ import torch
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
-from cfpo_verl.config import CfpoLossConfig
-from cfpo_verl.losses import cfpo_token_loss
+from cfpo_verl.config import LOSS_CONFIGS, CfpoLossConfig, CfpoSequenceLossConfig, DrpoLossConfig
+from cfpo_verl.losses import NonFiniteError
 
 PRINT_REGISTRY = "import verl; from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY as r; print(sorted(r))"
 
@@ -31,23 +31,54 @@ def make_batch(seed: int = 0) -> dict[str, torch.Tensor]:
     mask = torch.arange(6) < torch.tensor([6, 4, 2, 5]).unsqueeze(1)
     return {
         "old_log_prob": old,
-        "log_prob": (old + torch.randn(shape) * 0.3).requires_grad_(),
-        "advantages": torch.randn(4, 1).expand(shape).clone(),
+        "log_prob": (old + torch.randn(shape) * 0.5).requires_grad_(),
+        "advantages": torch.tensor([1.5, -0.7, 0.0, -2.0]).unsqueeze(1).repeat(1, 6),
         "response_mask": mask,
     }
 
 
 def call(batch, config=None, loss_agg_mode="token-mean", **extra):
-    return get_policy_loss_fn("cfpo")(
-        **batch, loss_agg_mode=loss_agg_mode, config=config or actor_config(), rollout_is_weights=extra.get("weights")
+    config = config or actor_config()
+    return get_policy_loss_fn(config.policy_loss.loss_mode)(
+        **batch, loss_agg_mode=loss_agg_mode, config=config, rollout_is_weights=extra.get("weights")
     )
+
+
+def plain_token_loss(batch, epsilon: float = 0.2) -> torch.Tensor:
+    ratio, advantages = (batch["log_prob"] - batch["old_log_prob"]).exp(), batch["advantages"]
+    return -advantages * ratio + advantages.abs() * (ratio - 1) ** 2 / (2 * epsilon)
 
 
 def test_loss_is_the_masked_mean_of_the_token_losses():
     batch = make_batch()
     loss, _metrics = call(batch)
-    token_loss = cfpo_token_loss(batch["log_prob"] - batch["old_log_prob"], batch["advantages"], 0.2)
-    torch.testing.assert_close(loss, token_loss[batch["response_mask"]].mean())
+    torch.testing.assert_close(loss, plain_token_loss(batch)[batch["response_mask"]].mean())
+
+
+def test_options_reach_the_loss():
+    batch = make_batch()
+    losses = {
+        call(batch, actor_config(options))[0].item()
+        for options in (
+            CfpoLossConfig(),
+            CfpoLossConfig(epsilon=0.1),
+            CfpoLossConfig(epsilon_low=0.1),
+            CfpoLossConfig(epsilon_high=0.1),
+            CfpoLossConfig(tail="linear"),
+            CfpoLossConfig(tail="linear", tail_start=0.3),
+            CfpoSequenceLossConfig(),
+            CfpoSequenceLossConfig(epsilon=0.1),
+            DrpoLossConfig(),
+            DrpoLossConfig(delta=0.1),
+        )
+    }
+    assert len(losses) == 10
+    same = actor_config(CfpoLossConfig(epsilon=0.7, epsilon_low=0.2, epsilon_high=0.2))
+    assert call(batch, same)[0] == call(batch)[0]
+    assert (
+        call(batch, actor_config(CfpoLossConfig(tail="linear")))[0]
+        == call(batch, actor_config(CfpoLossConfig(tail="linear", tail_start=0.4)))[0]
+    )
 
 
 def test_metrics_have_their_stated_formulas():
@@ -61,10 +92,19 @@ def test_metrics_have_their_stated_formulas():
     assert not past.all()
     assert metrics == {
         "actor/pg_clipfrac": pytest.approx(past.float().mean().item()),
+        "actor/pg_clipfrac_lower": pytest.approx((past & (advantages < 0)).float().mean().item()),
         "actor/ppo_kl": pytest.approx(-log_ratio.mean().item(), abs=1e-6),
         "cfpo/ratio_deviation": pytest.approx((ratio - 1).abs().mean().item()),
+        "cfpo/tv_distance": pytest.approx((ratio - 1).abs().mean().item() / 2),
         "cfpo/penalty": pytest.approx((advantages.abs() * (ratio - 1) ** 2 / 0.2).mean().item()),
+        "cfpo/corrective_frac": pytest.approx(past.float().mean().item()),
+        "cfpo/rescued_frac": pytest.approx(past.float().mean().item()),
+        "cfpo/outlier_frac": pytest.approx((ratio > 2).float().mean().item()),
+        "cfpo/zero_advantage_frac": pytest.approx((advantages == 0).float().mean().item()),
     }
+    assert 0 < metrics["actor/pg_clipfrac_lower"] < metrics["actor/pg_clipfrac"]
+    assert metrics["cfpo/outlier_frac"] > 0
+    assert metrics["cfpo/zero_advantage_frac"] > 0
 
 
 def test_clip_fraction_counts_the_tokens_that_verls_vanilla_loss_clips():
@@ -108,8 +148,7 @@ def test_rollout_weights_multiply_surrogate_and_penalty():
     weights = torch.rand(4, 6)
     weights[~batch["response_mask"]] = float("nan")
     loss, _metrics = call(batch, weights=weights)
-    token_loss = cfpo_token_loss(batch["log_prob"] - batch["old_log_prob"], batch["advantages"], 0.2)
-    torch.testing.assert_close(loss, (token_loss * weights)[batch["response_mask"]].mean())
+    torch.testing.assert_close(loss, (plain_token_loss(batch) * weights)[batch["response_mask"]].mean())
 
 
 def test_micro_batches_add_up_to_the_mini_batch():
@@ -130,7 +169,8 @@ def test_computes_in_float32_whatever_comes_in():
     assert loss == exact
 
 
-def test_one_host_synchronisation(monkeypatch):
+@pytest.mark.parametrize("options", [loss() for loss in LOSS_CONFIGS], ids=lambda options: options.loss_mode)
+def test_one_host_synchronisation(monkeypatch, options):
     calls = []
     for name in ("item", "tolist", "__float__", "__bool__", "__int__"):
         original = getattr(torch.Tensor, name)
@@ -139,8 +179,73 @@ def test_one_host_synchronisation(monkeypatch):
             name,
             lambda self, *a, original=original, name=name: (calls.append(name), original(self, *a))[1],
         )
-    call(make_batch())
+    call(make_batch(), actor_config(options), weights=torch.ones(4, 6))
     assert calls == ["tolist"]
+
+
+@pytest.mark.parametrize("name", ["log_prob", "old_log_prob", "advantages", "rollout_is_weights"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("options", [loss() for loss in LOSS_CONFIGS], ids=lambda options: options.loss_mode)
+def test_what_is_not_finite_is_an_error_with_its_place(options, name, value):
+    batch, weights = make_batch(), torch.ones(4, 6)
+    with torch.no_grad():
+        {**batch, "rollout_is_weights": weights}[name][3, 4] = value
+    message = rf"1 of 17 values of {name} are NaN or infinite \(row 3 position 4\)"
+    with pytest.raises(NonFiniteError, match=message):
+        call(batch, actor_config(options), weights=weights)
+
+
+def test_sums_that_overflow_are_no_error():
+    batch = make_batch()
+    batch["advantages"] *= 1e38
+    _loss, metrics = call(batch)
+    assert metrics["cfpo/penalty"] == float("inf")
+
+
+def test_aggregation_without_a_scale_is_refused():
+    config = actor_config(loss_agg_mode="seq-mean-token-sum-norm")
+    with pytest.raises(ValueError, match=r"needs actor\.loss_scale_factor: without it the loss depends on"):
+        call(make_batch(), config, "seq-mean-token-sum-norm")
+    call(make_batch(), actor_config(loss_agg_mode="seq-mean-token-sum-norm", loss_scale_factor=6))
+
+
+def test_drpo_compares_with_the_clipping_of_the_actor():
+    fractions = [
+        call(make_batch(), actor_config(DrpoLossConfig(), clip_ratio_low=low, clip_ratio_high=high))[1]
+        for low, high in [(0.2, 0.2), (0.01, 0.2), (0.2, 0.01)]
+    ]
+    rescued = [metrics["cfpo/rescued_frac"] for metrics in fractions]
+    assert rescued[0] < min(rescued[1:])
+    assert [metrics["actor/pg_clipfrac"] for metrics in fractions] == [0, 0, 0]
+
+
+def test_a_loss_of_that_name_in_verl_is_not_replaced(run_python):
+    code = (
+        "from verl.trainer.ppo import core_algos; core_algos.register_policy_loss('drpo')(print); "
+        "import cfpo_verl.plugin"
+    )
+    result = run_python(code, VERL_USE_EXTERNAL_PLUGINS="none")
+    assert "already has a policy loss called drpo" in result.stderr
+
+
+def test_verls_own_loss_is_the_same_to_the_bit_with_and_without_the_plugin(run_python):
+    code = """
+import sys, torch, verl
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
+from verl.workers.config import FSDPActorConfig
+torch.manual_seed(0)
+old = -torch.rand(64, 128)
+new = (old + torch.randn(64, 128) / 3).requires_grad_()
+config = FSDPActorConfig(strategy="fsdp2", rollout_n=1, ppo_micro_batch_size_per_gpu=1)
+mask = torch.rand(64, 128) < 0.8
+loss, metrics = get_policy_loss_fn("vanilla")(old, new, torch.randn(64, 128), mask, config=config)
+loss.backward()
+print("cfpo" in POLICY_LOSS_REGISTRY, loss.item().hex(), new.grad.double().sum().item().hex(), metrics)
+"""
+    outputs = [run_python(code, **env).stdout.split(" ", 1) for env in ({}, {"VERL_USE_EXTERNAL_PLUGINS": "none"})]
+    assert [output[0] for output in outputs] == ["True", "False"]
+    assert outputs[0][1] == outputs[1][1]
+    assert "0x" in outputs[0][1]
 
 
 def test_loss_mode_alone_is_refused_with_the_way_out():
@@ -162,13 +267,14 @@ def test_loss_mode_alone_is_refused_with_the_way_out():
 def test_registers_in_a_fresh_process(run_python, env, expected):
     result = run_python(PRINT_REGISTRY, **env)
     assert result.returncode == 0, result.stderr
-    assert ("'cfpo'" in result.stdout) == expected
+    assert [f"'{loss.NAME}'" in result.stdout for loss in LOSS_CONFIGS] == [expected] * 3
 
 
 def test_logs_one_line_at_info_however_often_it_is_imported(run_python):
     code = (
         "import logging; logging.getLogger('cfpo_verl').setLevel('INFO'); import verl, cfpo_verl.plugin as p; "
-        "from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY as r; assert r['cfpo'] is p.cfpo_policy_loss"
+        "from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY as r; "
+        "assert r['cfpo'] is p.clipping_free_policy_loss"
     )
     result = run_python(code, VERL_USE_EXTERNAL_MODULES="cfpo_verl.plugin")
     assert result.returncode == 0, result.stderr

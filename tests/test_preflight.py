@@ -57,7 +57,7 @@ def test_misspelt_loss_option(run_cli, tmp_path):
 def test_unknown_group_members(run_cli, tmp_path):
     message = refused(run_cli, tmp_path, "policy_loss=ppo")
     assert "Could not find 'policy_loss/ppo'" in message
-    assert "cfpo\n\tvanilla" in message
+    assert "cfpo\n\tcfpo_sequence\n\tdrpo\n\tvanilla" in message
     result = run_cli("train", "experiment=nope")
     assert result.returncode == 2
     assert "Could not find 'experiment/nope'" in result.stderr
@@ -140,7 +140,7 @@ def test_epsilon(config, epsilon, message):
     )
     [problem] = preflight.check_verl_config(config)
     assert f"policy_loss.epsilon {message}" in problem
-    assert "Set it with actor_rollout_ref.actor.policy_loss.epsilon=0.2" in problem
+    assert "Set it with actor_rollout_ref.actor.policy_loss.epsilon=" in problem
 
 
 def test_an_import_that_fails_only_here_is_not_lost(config, monkeypatch):
@@ -228,7 +228,42 @@ def test_the_name_of_a_loss_goes_with_its_options(config, group, loss_mode):
     config.actor_rollout_ref.actor.policy_loss = {"_target_": target, "loss_mode": loss_mode}
     [problem] = preflight.check_verl_config(config)
     assert problem.startswith(f"policy_loss.loss_mode={loss_mode} does not go with the options of ")
-    assert "Choose with policy_loss=cfpo or policy_loss=vanilla" in problem
+    assert "Choose with policy_loss=cfpo" in problem
+
+
+def test_an_aggregation_that_depends_on_the_cut_is_refused(config):
+    config.actor_rollout_ref.actor.loss_agg_mode = "seq-mean-token-sum-norm"
+    assert preflight.check_verl_config(config) == []
+    config.actor_rollout_ref.actor.loss_scale_factor = None
+    [problem] = preflight.check_verl_config(config)
+    assert problem.startswith("actor.loss_agg_mode=seq-mean-token-sum-norm needs actor.loss_scale_factor")
+    assert "Set actor_rollout_ref.actor.loss_scale_factor, for example to '${data.max_response_length}'" in problem
+
+
+def test_a_correction_that_verl_would_leave_out_is_refused(config):
+    correction = config.algorithm.rollout_correction
+    correction.rollout_is, correction.rollout_is_threshold = "token", 2.0
+    assert preflight.check_verl_config(config) == []
+    correction.bypass_mode = True
+    [problem] = preflight.check_verl_config(config)
+    assert "with bypass_mode=true only verl's own loss bypass_mode applies rollout_is=token" in problem
+    correction.rollout_is = None
+    assert preflight.check_verl_config(config) == []
+
+
+def test_warns_of_the_bypass_mode(config):
+    config.algorithm.rollout_correction.bypass_mode = True
+    [warning] = preflight.warnings(config)
+    assert warning.startswith("bypass_mode: the loss cfpo runs, with the ratio to the rollout engine's probabilities")
+
+
+def test_warns_of_responses_that_weigh_differently(config):
+    actor = config.actor_rollout_ref.actor
+    actor.policy_loss.loss_mode, actor.loss_agg_mode = "cfpo_sequence", "seq-mean-token-mean"
+    assert preflight.warnings(config) == []
+    actor.loss_agg_mode = "token-mean"
+    [warning] = preflight.warnings(config)
+    assert warning.startswith("cfpo_sequence with loss_agg_mode=token-mean: only seq-mean-token-mean")
 
 
 def test_gold_answers_that_no_response_can_match(config, arithmetic_files):
@@ -252,7 +287,7 @@ def test_model_rules(config, tmp_path):
 def test_warns_of_a_clip_ratio_without_effect(config):
     config.actor_rollout_ref.actor.clip_ratio_high = 0.28
     [warning] = preflight.warnings(config)
-    assert warning.startswith("clip_ratio_high has no effect on the cfpo loss")
+    assert warning.startswith("clip_ratio_high has no effect on the loss cfpo")
     config.actor_rollout_ref.actor.policy_loss.loss_mode = "vanilla"
     assert preflight.warnings(config) == []
 

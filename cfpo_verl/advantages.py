@@ -1,0 +1,168 @@
+"""Group-relative advantages, written as plain tensor functions. Nothing here knows verl, Ray or a config.
+
+A group is the responses to one prompt. Every estimator takes one reward per response, `rewards [B]`, and the number of
+its group, `groups [B]` with values 0 to P-1 for P prompts, in any order and of any sizes. It returns advantages `[B]`
+in units of the rewards (of their standard deviation for `grpo_advantages`).
+
+Groups of one response, and groups whose rewards are all equal, get exactly 0: there is nothing to compare with.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+# Added to a group's standard deviation, as in verl's grpo.
+STD_FLOOR = 1e-6
+
+
+class RewardError(ValueError):
+    """A reward is NaN or infinite."""
+
+
+class GroupError(ValueError):
+    """The rows of a batch are not one response each."""
+
+
+def number_groups(labels: np.ndarray | Sequence[object]) -> torch.Tensor:
+    """Number the groups in order of appearance.
+
+    Args:
+        labels: The label of each response's group, for example verl's uid. Length B.
+
+    Returns:
+        Group numbers 0 to P-1, int64. Shape [B].
+    """
+    numbers, _labels = pd.factorize(np.asarray(labels, dtype=object), use_na_sentinel=False)
+    return torch.from_numpy(numbers)
+
+
+def grpo_advantages(rewards: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Return (R - mean) / (std + 1e-6), with the mean and the unbiased standard deviation of the group.
+
+    Args:
+        rewards: R. Shape [B].
+        groups: Group numbers. Shape [B].
+
+    Example:
+        >>> grpo_advantages(torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.tensor([0, 0, 0, 1]))
+        tensor([ 1.1547, -0.5773, -0.5773,  0.0000])
+
+    Reference:
+        Shao et al., "DeepSeekMath", 2024, arXiv:2402.03300.
+    """
+    centred, sizes = _centre(rewards, groups)
+    variances = _sum_groups(centred.square(), groups, len(sizes)) / (sizes - 1).clamp(min=1)
+    return (centred / (variances.sqrt()[groups] + STD_FLOOR)).to(rewards.dtype)
+
+
+def dr_grpo_advantages(rewards: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Return R - mean, with the mean of the group.
+
+    Args:
+        rewards: R. Shape [B].
+        groups: Group numbers. Shape [B].
+
+    Example:
+        >>> dr_grpo_advantages(torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.tensor([0, 0, 1, 1]))
+        tensor([ 0.5000, -0.5000, -0.5000,  0.5000])
+
+    Reference:
+        Liu et al., "Understanding R1-Zero-Like Training: A Critical Perspective", 2025, arXiv:2503.20783.
+    """
+    return _centre(rewards, groups)[0].to(rewards.dtype)
+
+
+def rloo_advantages(rewards: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Return R minus the mean of the other responses of the group, which is n / (n - 1) * (R - mean) for n responses.
+
+    Args:
+        rewards: R. Shape [B].
+        groups: Group numbers. Shape [B].
+
+    Example:
+        >>> rloo_advantages(torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.tensor([0, 0, 0, 1]))
+        tensor([ 1.0000, -0.5000, -0.5000,  0.0000])
+
+    Reference:
+        Ahmadian et al., "Back to Basics", 2024, arXiv:2402.14740.
+    """
+    centred, sizes = _centre(rewards, groups)
+    return (centred * (sizes / (sizes - 1).clamp(min=1))[groups]).to(rewards.dtype)
+
+
+def spread(advantages: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
+    """Give every token of a response the advantage of the response, and padding 0.
+
+    Args:
+        advantages: One advantage per response. Shape [B].
+        response_mask: 1 for response tokens, 0 for padding. [B, T].
+
+    Returns:
+        Advantages per token, in the dtype of `advantages`. [B, T].
+    """
+    if response_mask.device.type == "cpu" and advantages.dtype == torch.float32:
+        # Most of the time goes to the first touch of fresh memory, and numpy, unlike torch, asks for huge pages.
+        tokens = torch.from_numpy(np.empty(response_mask.shape, dtype=np.float32))
+    else:
+        tokens = torch.empty(response_mask.shape, dtype=advantages.dtype, device=response_mask.device)
+    return tokens.copy_(response_mask).mul_(advantages.unsqueeze(-1))
+
+
+def check_rewards(rewards: torch.Tensor, labels: np.ndarray | Sequence[object]) -> None:
+    """Raise if a reward is NaN or infinite.
+
+    Args:
+        rewards: One reward per response. Shape [B].
+        labels: The label of each response's group. Length B.
+
+    Raises:
+        RewardError: With the value, the row and the group of the first such reward, and how many there are.
+    """
+    # A finite sum has finite terms.
+    if math.isfinite(rewards.sum()):
+        return
+    rows = (~rewards.isfinite()).nonzero().flatten().tolist()
+    if rows:
+        raise RewardError(
+            f"{len(rows)} of {len(rewards)} rewards are NaN or infinite, the first is {rewards[rows[0]].item()} in row "
+            f"{rows[0]}, group {labels[rows[0]]}. A reward function must return finite numbers"
+        )
+
+
+def check_group_sizes(groups: torch.Tensor, labels: np.ndarray | Sequence[object], responses_per_prompt: int) -> None:
+    """Raise if a group has more rows than responses were asked for: then some rows are parts of one conversation.
+
+    Args:
+        groups: Group numbers. Shape [B].
+        labels: The label of each response's group. Length B.
+        responses_per_prompt: How many responses were sampled for each prompt.
+
+    Raises:
+        GroupError: With the group and its size.
+    """
+    sizes = torch.bincount(groups)
+    if sizes.max() <= responses_per_prompt:
+        return
+    group = int(sizes.argmax())
+    label = labels[int((groups == group).nonzero()[0])]
+    raise GroupError(
+        f"group {label} has {int(sizes[group])} rows, but only {responses_per_prompt} responses were sampled for a "
+        "prompt: an agent loop returned several outputs for one conversation, and each would count as a response"
+    )
+
+
+def _centre(rewards: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return R - mean `[B]` in float64, and the sizes of the groups `[P]`."""
+    sizes = torch.bincount(groups)
+    rewards = rewards.double()
+    # Relative to the smallest reward of the group first: equal rewards then differ from their mean by exactly 0.
+    smallest = rewards.new_full((len(sizes),), math.inf).scatter_reduce_(0, groups, rewards, "amin")
+    above = rewards - smallest[groups]
+    return above - (_sum_groups(above, groups, len(sizes)) / sizes)[groups], sizes
+
+
+def _sum_groups(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+    return values.new_zeros(count).index_add_(0, groups, values)
