@@ -26,10 +26,10 @@ _HELD_RATIO = 4.851e8
 
 # What a TokenLoss sums over response tokens; the docs of the metrics have the formulas.
 STATISTICS = (
-    "tokens",
     "log_ratio",  # log pi - log pi_old
     "ratio_deviation",  # |r - 1|
     "penalty",
+    "tokens",
     "past_optimum",  # tokens past the optimum: sign(A) * (r - 1) * k > 1
     "past_optimum_low",  # those of them with A < 0
     "corrective",  # tokens whose gradient pulls them back
@@ -130,8 +130,8 @@ class _ClippingFreeLoss(torch.autograd.Function):
                 torch.count_nonzero(advantages),
             ]
         ).to(dtype)
-        sums = torch.stack([log_ratio_sum, deviation.abs_().sum(), penalty_sum])
-        statistics = torch.cat([counts[:1], sums, counts[1:]])
+        sums = torch.stack([log_ratio_sum, torch.linalg.vector_norm(deviation, 1), penalty_sum])
+        statistics = torch.cat([sums, counts])
         ctx.save_for_backward(slope)
         ctx.log_prob_dtype = log_prob.dtype
         ctx.mark_non_differentiable(statistics)
@@ -302,14 +302,15 @@ def drpo_token_loss(
     check_delta(delta)
     _check_shapes(log_prob, old_log_prob, advantages, response_mask)
     # A log-probability above 0 is rounding; on padding it may be anything, and the advantage there is 0.
-    dtype = torch.promote_types(old_log_prob.dtype, torch.float32)
-    old_prob = old_log_prob.to(dtype).masked_fill(~response_mask.bool(), 0).clamp_(max=0).exp_()
+    with torch.no_grad():
+        dtype = torch.promote_types(old_log_prob.dtype, torch.float32)
+        old_prob = old_log_prob.to(dtype).masked_fill(~response_mask.bool(), 0).clamp_(max=0).exp_()
     return _apply(
         log_prob,
         old_log_prob,
         advantages,
         response_mask,
-        old_prob / delta,
+        old_prob.div_(delta),
         ppo_epsilons=(ppo_epsilon_low, ppo_epsilon_high),
     )
 

@@ -129,6 +129,25 @@ def test_verls_own_entry_point_trains_with_the_vanilla_loss(workplace):
     assert not any("cfpo" in name for name in values)
 
 
+@pytest.mark.parametrize(("use_v1", "policy_loss"), [("true", "cfpo_sequence"), ("false", "drpo")])
+def test_bypass_mode_leaves_our_loss_in_place(workplace, use_v1, policy_loss):
+    """verl's documentation reads as if it did not; the older trainer does rewrite its own copy of loss_mode."""
+    run_dir = workplace / f"bypass_{policy_loss}"
+    command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL]
+    command += [f"policy_loss={policy_loss}", f"trainer.use_v1={use_v1}", f"run_dir={run_dir}"]
+    command += ["algorithm.rollout_correction.bypass_mode=true"]
+    command += ["trainer.total_training_steps=1", "trainer.val_before_train=false", "trainer.test_freq=-1"]
+    result = subprocess.run(command, cwd=workplace, env=clean_environment({}), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-5000:]
+    assert f"warning: bypass_mode: the loss {policy_loss} runs" in result.stderr
+    values = read_metrics(run_dir)[1]
+    assert values["actor/cfpo/ratio_deviation"] > 0
+    assert values["actor/cfpo/rescued_frac"] >= 0
+    # What verl's own loss bypass_mode reports, and the pass over the old policy that the mode leaves out.
+    assert not any(name.startswith(("actor/rollout_corr", "rollout_corr")) for name in values)
+    assert "actor/entropy" not in values
+
+
 def test_ctrl_c_ends_ray_and_vllm(workplace):
     before = stack_processes()
     command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL]
