@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cfpo_verl.losses import (
@@ -221,6 +221,7 @@ def test_padding_never_matters(loss, options, garbage):
 
 @pytest.mark.parametrize(("loss", "options"), LOSSES)
 @given(new=FLOATS_32, old=FLOATS_32, advantage=st.floats(-1e9, 1e9))
+@example(new=3e38, old=-3e38, advantage=1.0)  # differences overflow, in both directions
 def test_is_finite_for_any_finite_input(loss, options, new, old, advantage):
     log_prob = torch.tensor([[new, old]], requires_grad=True)
     values = loss(
@@ -335,10 +336,20 @@ def test_statistics_are_sums_over_response_tokens(loss, options):
     assert statistics == {name: pytest.approx(values[mask].double().sum().item()) for name, values in expected.items()}
 
 
-def test_a_token_held_at_the_limit_is_past_the_optimum_but_not_pulled_back():
-    statistics = cfpo_token_loss(torch.full((1, 1), 25.0), torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1), **EPS)
-    named = dict(zip(STATISTICS, statistics.statistics.tolist(), strict=True))
-    assert (named["past_optimum"], named["corrective"], named["rescued"]) == (1, 0, 0)
+@pytest.mark.parametrize(
+    ("loss", "options", "expected"),
+    [
+        (cfpo_token_loss, EPS, (1, 0, 0)),
+        (cfpo_token_loss, TAIL, (1, 1, 1)),
+        (drpo_token_loss, {"delta": 0.1}, (1, 0, 0)),
+        (drpo_token_loss, {"delta": 12.5}, (1, 0, 0)),
+    ],
+)
+def test_a_token_held_at_the_limit_is_past_the_optimum_but_pulled_back_only_by_a_tail(loss, options, expected):
+    one = torch.ones(1, 1)
+    statistics = loss(25 * one, 0 * one, one, one, **options).statistics.tolist()
+    named = dict(zip(STATISTICS, statistics, strict=True))
+    assert (named["past_optimum"], named["corrective"], named["rescued"]) == expected
 
 
 def test_drpo_counts_as_rescued_what_ppo_with_the_given_clipping_would_cut_off():

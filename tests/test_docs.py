@@ -1,0 +1,48 @@
+"""What the docs draw and promise is what the code does."""
+
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cfpo_verl import plugin
+from cfpo_verl.config_groups import names
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    return runpy.run_path(str(DOCS / "draw_losses.py"))
+
+
+def test_curves_have_the_known_weights(drawing):
+    ratios = np.array([0.5, 1.0, 1.2, 2.0])
+
+    def weights(name, advantage):
+        return drawing["curve"](drawing["LOSSES"][name], advantage, ratios)[1]
+
+    assert weights("CFPO, epsilon 0.2", 1.0) == pytest.approx([3.5, 1, 0, -4])
+    assert weights("CFPO, epsilon 0.2", -1.0) == pytest.approx([-1.5, 1, 2, 6])
+    assert weights("CFPO, linear tail from 0.4", 1.0) == pytest.approx([3, 1, 0, -1])
+    assert weights("PPO clipping, 0.2", 1.0)[[0, 1, 3]] == pytest.approx([1, 1, 0])
+    # w = sech(tau (r - 1) / 2)**2
+    assert weights("SAPO, tau 1 and 1.05", 1.0) == pytest.approx(1 / np.cosh((ratios - 1) / 2) ** 2)
+    assert weights("DRPO, delta 0.1, p_old 0.1", 1.0) == pytest.approx([1.5, 1, 0.8, 0])
+
+
+def test_the_picture_is_drawn(drawing, tmp_path):
+    drawing["draw"](tmp_path / "losses.png")
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_names_every_loss_and_metric():
+    page = (DOCS / "losses.md").read_text()
+    for loss in names("policy_loss"):
+        assert f"| `{loss}` |" in page
+    reported = re.findall(r'"((?:actor|cfpo)/\w+)": ', Path(plugin.__file__).read_text())
+    assert len(reported) == 10
+    documented = set(re.findall(r"^\| `(actor/[\w/]+)` \|", page, flags=re.MULTILINE))
+    assert documented == {name if name.startswith("actor/") else f"actor/{name}" for name in reported}
