@@ -133,7 +133,6 @@ class _ClippingFreeLoss(torch.autograd.Function):
         sums = torch.stack([log_ratio_sum, torch.linalg.vector_norm(deviation, 1), penalty_sum])
         statistics = torch.cat([sums, counts])
         ctx.save_for_backward(slope)
-        ctx.log_prob_dtype = log_prob.dtype
         ctx.mark_non_differentiable(statistics)
         return values, statistics
 
@@ -143,7 +142,7 @@ class _ClippingFreeLoss(torch.autograd.Function):
         ctx: Any, grad_values: torch.Tensor, _grad_statistics: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
-        return ((grad_values * slope).to(ctx.log_prob_dtype), *[None] * 7)
+        return (grad_values * slope, *[None] * 7)
 
 
 def cfpo_token_loss(

@@ -378,6 +378,14 @@ def test_only_log_prob_gets_a_gradient(loss, options):
     assert not token_loss.statistics.requires_grad
 
 
+def test_a_second_derivative_is_an_error_and_not_wrong():
+    new, old, advantages, mask = make_batch()
+    values = cfpo_token_loss(new, old, advantages, mask, **EPS).values
+    (gradient,) = torch.autograd.grad(values.sum(), new, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 @pytest.mark.parametrize(("loss", "options"), LOSSES)
 def test_leaves_its_inputs_alone(loss, options):
     given_batch, kept = make_batch(torch.float32), make_batch(torch.float32)
