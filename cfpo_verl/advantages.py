@@ -157,11 +157,9 @@ def check_group_sizes(groups: torch.Tensor, labels: np.ndarray | Sequence[object
 def _centre(rewards: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return R - mean `[B]` in float64, and the sizes of the groups `[P]`."""
     sizes = torch.bincount(groups)
+    # float64 holds the sum of a group of float32 rewards exactly, so equal rewards differ from their mean by exactly 0.
     rewards = rewards.double()
-    # Relative to the smallest reward of the group first: equal rewards then differ from their mean by exactly 0.
-    smallest = rewards.new_full((len(sizes),), math.inf).scatter_reduce_(0, groups, rewards, "amin")
-    above = rewards - smallest[groups]
-    return above - (_sum_groups(above, groups, len(sizes)) / sizes)[groups], sizes
+    return rewards - (_sum_groups(rewards, groups, len(sizes)) / sizes)[groups], sizes
 
 
 def _sum_groups(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:

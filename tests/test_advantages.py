@@ -80,10 +80,11 @@ def test_equals_verl_on_ordinary_groups(ours, verls, with_std, data):
 
 
 @pytest.mark.parametrize("estimator", OURS)
-@pytest.mark.parametrize("reward", [0.95, 0.1, 1 / 3, -7.7])
-def test_equal_rewards_give_exactly_nothing(estimator, reward):
-    advantages = advantages_of(estimator, make_data([reward] * 8, ["a"] * 8))
-    assert advantages.equal(torch.zeros(8, 3))
+@pytest.mark.parametrize("reward", [0.95, 0.1, 1 / 3, -7.7, 1e30])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 64, 1000])
+def test_equal_rewards_give_exactly_nothing(estimator, reward, size):
+    advantages = advantages_of(estimator, make_data([reward] * size, ["a"] * size))
+    assert advantages.equal(torch.zeros(size, 3))
 
 
 def test_verl_still_gives_float_noise_for_equal_rewards():
