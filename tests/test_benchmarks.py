@@ -1,0 +1,37 @@
+"""The benchmarks still run; their figures are for `docs/performance.md`, not for tests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import clean_environment
+
+PROJECT = Path(__file__).parents[1]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.losses", *arguments]
+    return subprocess.run(command, cwd=PROJECT, env=clean_environment({}), capture_output=True, text=True)
+
+
+def test_losses_and_advantages_are_compared_with_verls(tmp_path):
+    out = tmp_path / "losses.json"
+    result = run("--shapes", "4x16", "--advantage-shapes", "16x8", "--seconds", "0.05", "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    assert "cfpo_sequence" in result.stdout
+    found = json.loads(out.read_text())
+    losses = {row["loss"]: row for row in found["losses"] if row["device"] == "cpu"}
+    assert losses["vanilla"]["time_ratio"] == losses["vanilla"]["memory_ratio"] == 1
+    assert (losses["vanilla"]["synchronisations"], losses["cfpo"]["synchronisations"]) == (3, 1)
+    # Deterministic, unlike times: what torch held beyond the batch of 4 * 16 floats.
+    assert losses["cfpo"]["peak_extra_mb"] < losses["vanilla"]["peak_extra_mb"]
+    estimators = {row["estimator"]: row["time_ratio"] for row in found["advantages"]}
+    assert min(estimators["grpo"], estimators["grpo_vectorized"]) == 1
+    assert set(estimators) >= {"cfpo_grpo", "cfpo_dr_grpo", "cfpo_rloo"}
+
+
+def test_a_shape_that_is_none_is_refused():
+    result = run("--shapes", "64")
+    assert result.returncode == 2
+    assert "a shape is RESPONSESxTOKENS, for example 64x4096, got '64'" in result.stderr
