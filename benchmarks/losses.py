@@ -218,10 +218,11 @@ def print_rows(rows: list[dict[str, Any]], title: str) -> None:
     """Print rows as a table, ratios with two decimals."""
     table = Table(title=title)
     for column in rows[0]:
-        table.add_column(column, justify="left" if column in ("loss", "estimator", "device") else "right")
+        table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+    # Wide enough for every column, also where there is no terminal to ask for its width.
+    Console(width=120).print(table)
 
 
 def shape_of(text: str) -> tuple[int, int]:
