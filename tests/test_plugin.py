@@ -149,6 +149,8 @@ def test_rollout_weights_multiply_surrogate_and_penalty():
     weights[~batch["response_mask"]] = float("nan")
     loss, _metrics = call(batch, weights=weights)
     torch.testing.assert_close(loss, (plain_token_loss(batch) * weights)[batch["response_mask"]].mean())
+    loss.backward()
+    assert batch["log_prob"].grad.isfinite().all()
 
 
 def test_micro_batches_add_up_to_the_mini_batch():
