@@ -173,6 +173,18 @@ def test_verls_switch_for_the_standard_deviation_is_read_from_the_config():
     data = make_data([1.0, 0.0], ["a", "a"])
     without = advantages_of("cfpo_grpo", data, config=verl_config(norm_adv_by_std_in_grpo=False))
     assert without[:, 0].tolist() == [0.5, -0.5]
+    unaffected = advantages_of("cfpo_rloo", data, config=verl_config(norm_adv_by_std_in_grpo=False))
+    assert unaffected[:, 0].tolist() == [1.0, -1.0]
+
+
+@pytest.mark.parametrize(("ours", "verls", "_with_std"), PEERS)
+def test_a_reward_on_a_token_that_was_rejected_counts_as_in_verl(ours, verls, _with_std):
+    """Rollout correction takes tokens out of the mask, the last one, which has the reward, among them."""
+    data = make_data([1.0, 0.0, 0.0], ["a", "a", "a"])
+    data.batch["response_mask"][0, -1] = 0
+    expected = advantages_of(verls, data, norm_adv_by_std_in_grpo=_with_std)
+    torch.testing.assert_close(advantages_of(ours, data), expected, rtol=0, atol=1e-5)
+    assert expected[0, 0] > 0
 
 
 def test_groups_are_numbered_by_appearance_whatever_their_labels():

@@ -162,6 +162,18 @@ def test_micro_batches_add_up_to_the_mini_batch():
     torch.testing.assert_close(sum(parts), whole)
 
 
+def test_a_micro_batch_without_response_tokens_adds_nothing():
+    config = actor_config()
+    config.global_batch_info.update(batch_num_tokens=17, global_batch_size=4, dp_size=1)
+    batch = make_batch()
+    batch["response_mask"] = torch.zeros(4, 6)
+    loss, metrics = call(batch, config)
+    loss.backward()
+    assert loss == 0
+    assert set(metrics.values()) == {0}
+    assert not batch["log_prob"].grad.any()
+
+
 def test_computes_in_float32_whatever_comes_in():
     batch = make_batch()
     half = {name: t.detach().bfloat16() if t.is_floating_point() else t for name, t in batch.items()}
