@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cfpo_verl.compat import SUPPORTED_VERL
 from cfpo_verl.data_prep.schema import DataError, check_file, read_golds
-from cfpo_verl.rewards.extract import parse_number
+from cfpo_verl.rewards import unfit_gold
 
 # Imported and printed by a fresh interpreter, as a Ray worker would: nothing of this process helps it.
 _REGISTRY_PROBE = """
@@ -63,12 +63,13 @@ def _check_data_file(file: Path, config: DictConfig) -> list[str]:
     if config.reward.custom_reward_function.path != "pkg://cfpo_verl.rewards":
         return []
     golds = read_golds(file)
-    unfit = [(row, gold) for row, gold in enumerate(golds) if gold is None or parse_number(gold) is None]
+    checked = [(row, gold, unfit_gold(source, gold)) for row, (source, gold) in enumerate(golds)]
+    unfit = [(row, gold, problem) for row, gold, problem in checked if problem]
     if not unfit:
         return []
-    row, gold = unfit[0]
+    row, gold, problem = unfit[0]
     return [
-        f"{file}, row {row}: ground_truth {gold!r} is not a plain number, so no response can score 1 "
+        f"{file}, row {row}: ground_truth {gold!r} {problem}, so no response can score 1 "
         f"({len(unfit)} of {len(golds)} rows). Leave such rows out, or choose another reward.custom_reward_function"
     ]
 

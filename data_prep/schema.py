@@ -148,9 +148,10 @@ def check_file(path: Path, prompt_key: str = "prompt") -> int:
         return file.metadata.num_rows
 
 
-def read_golds(path: Path) -> list[str]:
-    """Read the gold answers of a parquet file in verl's schema."""
-    return [row["ground_truth"] for row in pq.read_table(path, columns=["reward_model"])["reward_model"].to_pylist()]
+def read_golds(path: Path) -> list[tuple[str, str]]:
+    """Read data source and gold answer of every row of a parquet file in verl's schema."""
+    rows = pq.read_table(path, columns=["data_source", "reward_model"]).to_pylist()
+    return [(row["data_source"], row["reward_model"]["ground_truth"]) for row in rows]
 
 
 def read_problems(path: Path) -> list[Problem]:

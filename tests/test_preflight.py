@@ -271,7 +271,7 @@ def test_gold_answers_that_no_response_can_match(config, arithmetic_files):
     rows = [to_row(problem, "arithmetic", "math", "train", index) for index, problem in enumerate(problems)]
     config.data.train_files = str(write_rows(arithmetic_files[0].with_name("words.parquet"), rows))
     [problem] = preflight.check_data(config)
-    assert "words.parquet, row 1: ground_truth 'twelve' is not a plain number" in problem
+    assert "words.parquet, row 1: ground_truth 'twelve' must be a plain number" in problem
     assert "(1 of 2 rows)" in problem
     config.reward.custom_reward_function.path = "pkg://my.rewards"
     assert preflight.check_data(config) == []
