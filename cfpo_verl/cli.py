@@ -92,26 +92,27 @@ def few_shot_sums(
         typer.echo(path)
 
 
-@prepare_app.command(
-    epilog="Examples: cfpo-verl data prepare gsm8k --out data/gsm8k --split train;  "
-    "cfpo-verl data prepare gsm8k --out data/gsm8k --split test --source gsm8k_test.jsonl",
-)
-def gsm8k(
-    out: Annotated[Path, typer.Option(help="Folder for SPLIT.parquet.")],
-    source: Annotated[str, typer.Option(help="A local .jsonl file or a Hugging Face hub id.")] = "openai/gsm8k",
-    split: Annotated[str, typer.Option(help="train or test.")] = "train",
-    limit: Annotated[int | None, typer.Option(help="Keep only the first LIMIT rows.", min=1)] = None,
-) -> None:
-    """Write GSM8K, grade-school word problems, from the hub or from a local copy."""
-    from cfpo_verl.data_prep import gsm8k as gsm8k_source
+def _add_public_sources() -> None:
+    from cfpo_verl.data_prep.cli import epilog, prepare_command
+    from cfpo_verl.data_prep.sources import SOURCES
 
-    try:
-        path, dropped = gsm8k_source.prepare(out, source=source, split=split, limit=limit)
-    except (ValueError, OSError) as error:
-        _fail("data prepare gsm8k", error)
-    if dropped:
-        typer.echo(f"{dropped} rows without an answer after #### were left out", err=True)
-    typer.echo(path)
+    for name, source in SOURCES.items():
+        prepare_app.command(name, epilog=epilog(source))(prepare_command(source))
+
+
+@data_app.command("list", epilog="Example: cfpo-verl data list")
+def list_sources() -> None:
+    """List the public data sets that `data prepare` knows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cfpo_verl.data_prep.sources import SOURCES
+
+    table = Table("name", "use", "hub id", "splits", "licence", "prompt")
+    for source in SOURCES.values():
+        use = "evaluation" if source.evaluation_only else "training"
+        table.add_row(source.name, use, source.hub_id, ", ".join(source.splits), source.licence, source.template)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 @app.command(
@@ -196,4 +197,6 @@ def report(
 
 def main() -> None:
     """Run the console script."""
+    if sys.argv[1:3] == ["data", "prepare"]:  # their imports take a second that other commands do not need
+        _add_public_sources()
     app()

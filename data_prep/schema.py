@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cfpo_verl.data_prep.text import fingerprint, normalise
 
 
 def _struct(**fields: pa.DataType) -> pa.DataType:
@@ -19,7 +20,16 @@ _COLUMNS = {
     "prompt": pa.list_(pa.field("element", _struct(role=pa.string(), content=pa.string()), nullable=False)),
     "ability": pa.string(),
     "reward_model": _struct(style=pa.string(), ground_truth=pa.string()),
-    "extra_info": _struct(index=pa.int64(), split=pa.string()),
+    "extra_info": _struct(
+        index=pa.int64(),
+        split=pa.string(),
+        # Id of the row in the source, if it has one, else "".
+        source_id=pa.string(),
+        # The problem as the source has it, without instructions.
+        problem=pa.string(),
+        # Stands for normalised problem and answer, whatever the file, the order or the instructions.
+        uid=pa.string(),
+    ),
 }
 SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 
@@ -30,25 +40,44 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One prompt with its verifiable answer, before it becomes a row.
+    """One problem with its verifiable answer, before it becomes a row.
 
     Args:
-        question: What the user says to the model.
-        answer: The gold answer, a plain number as text.
+        question: What is asked.
+        answer: The gold answer.
+        source_id: Id of the problem in its source, if it has one.
     """
 
     question: str
     answer: str
+    source_id: str = ""
 
 
-def to_row(problem: Problem, data_source: str, ability: str, split: str, index: int) -> dict[str, Any]:
-    """Return one row in verl's schema."""
+def to_row(
+    problem: Problem, data_source: str, ability: str, split: str, index: int, prompt: str | None = None
+) -> dict[str, Any]:
+    """Return one row in verl's schema.
+
+    Args:
+        problem: What is asked, and the answer.
+        data_source: A key of `cfpo_verl.data_sources.DATA_SOURCES`.
+        ability: verl's name for the kind of task.
+        split: Name of the split.
+        index: Number of the row in its file.
+        prompt: What the user says to the model; None for the question alone.
+    """
     return {
         "data_source": data_source,
-        "prompt": [{"role": "user", "content": problem.question}],
+        "prompt": [{"role": "user", "content": problem.question if prompt is None else prompt}],
         "ability": ability,
         "reward_model": {"style": "rule", "ground_truth": problem.answer},
-        "extra_info": {"index": index, "split": split},
+        "extra_info": {
+            "index": index,
+            "split": split,
+            "source_id": problem.source_id,
+            "problem": problem.question,
+            "uid": fingerprint(normalise(problem.question), normalise(problem.answer)),
+        },
     }
 
 

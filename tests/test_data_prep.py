@@ -1,13 +1,11 @@
 """data_prep: what is written can be trained on, and what cannot is refused by name."""
 
-import json
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cfpo_verl.data_prep import arithmetic, few_shot_sums, gsm8k
+from cfpo_verl.data_prep import arithmetic, few_shot_sums
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, check_file, read_problems, to_row, write_rows
-from conftest import shared_data
+from cfpo_verl.data_prep.text import fingerprint
 
 
 def test_rows_have_verls_schema(tmp_path):
@@ -19,7 +17,13 @@ def test_rows_have_verls_schema(tmp_path):
             "prompt": [{"role": "user", "content": "1+2="}],
             "ability": "math",
             "reward_model": {"style": "rule", "ground_truth": "3"},
-            "extra_info": {"index": 7, "split": "train"},
+            "extra_info": {
+                "index": 7,
+                "split": "train",
+                "source_id": "",
+                "problem": "1+2=",
+                "uid": fingerprint("1+2=", "3"),
+            },
         }
     ]
     assert read_problems(path) == [Problem("1+2=", "3")]
@@ -74,24 +78,6 @@ def test_arithmetic_refuses_impossible_sizes(tmp_path, operands, held_out):
         arithmetic.prepare(tmp_path, operands=operands, held_out=held_out, seed=0)
 
 
-def test_gsm8k_reads_its_own_format(tmp_path):
-    source = tmp_path / "gsm8k.jsonl"
-    rows = [
-        {"question": "How many? ", "answer": "It is 1,000 + 8.\n#### 1,008"},
-        {"question": "No answer", "answer": "none"},
-    ]
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path, dropped = gsm8k.prepare(tmp_path / "out", str(source), "train")
-    assert dropped == 1
-    assert read_problems(path) == [Problem(f"How many?\n{gsm8k.INSTRUCTION}", "1008")]
-
-
-def test_gsm8k_cuts_at_line_feeds_only(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"question": "a\u2028b", "answer": "#### 1"}\n', encoding="utf-8")
-    path, _dropped = gsm8k.prepare(tmp_path / "out", str(tmp_path / "a.jsonl"), "train")
-    assert read_problems(path)[0].question.startswith("a\u2028b\n")
-
-
 def test_few_shot_sums_ask_for_a_sum_that_is_not_among_the_examples(tmp_path):
     train, test = map(read_problems, few_shot_sums.prepare(tmp_path, count=40, held_out=9, largest=7, shots=4, seed=0))
     assert (len(train), len(test)) == (40, 9)
@@ -113,34 +99,6 @@ def test_few_shot_sums_refuse_impossible_sizes(tmp_path, count, held_out):
     message = rf"count \({count}\) and held_out \({held_out}\) must be at least 1, and together at most the 49"
     with pytest.raises(ValueError, match=message):
         few_shot_sums.prepare(tmp_path, count=count, held_out=held_out, largest=7, shots=4, seed=0)
-
-
-@pytest.mark.parametrize(("split", "rows"), [("train", 7473), ("test", 1319)])
-def test_gsm8k_keeps_every_row_of_the_real_files(tmp_path, split, rows):
-    path, dropped = gsm8k.prepare(tmp_path, str(shared_data(f"gsm8k_{split}.jsonl")), split)
-    assert (check_file(path), dropped) == (rows, 0)
-    assert all(problem.answer.lstrip("-").replace(".", "", 1).isdigit() for problem in read_problems(path))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"question": "q", "answer": "#### 1"}\n{broken\n', "line 2: not JSON"),
-        ('{"question": "q"}\n', "row 1: GSM8K's columns question and answer, both text, are needed"),
-        ('{"question": "q", "answer": "1"}\n', "none of the 1 rows has an answer after ####"),
-    ],
-)
-def test_gsm8k_names_what_is_wrong(tmp_path, content, message):
-    source = tmp_path / "bad.jsonl"
-    source.write_text(content)
-    with pytest.raises(DataError, match=message):
-        gsm8k.prepare(tmp_path / "out", str(source), "train")
-    assert not (tmp_path / "out").exists()
-
-
-def test_gsm8k_names_a_missing_file(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere.jsonl: no such file. Give a .jsonl file or a hub id"):
-        gsm8k.prepare(tmp_path, str(tmp_path / "nowhere.jsonl"), "train")
 
 
 def valid_table() -> pa.Table:

@@ -1,0 +1,76 @@
+"""How sources state their final answers. Each function returns the answer or raises `Dropped` with the reason."""
+
+import re
+from typing import Any
+
+from cfpo_verl.data_prep.source import Dropped
+
+from cfpo_verl.rewards.extract import last_boxed, normalise_answer, parse_number
+
+
+def after_hashes(solution: str) -> str:
+    """Return the number after the last `####`, GSM8K's marker, without thousands commas.
+
+    Raises:
+        Dropped: If there is none.
+    """
+    _before, marker, after = solution.rpartition("####")
+    number = parse_number(after) if marker else None
+    if number is None:
+        raise Dropped("no number after ####")
+    return str(number)
+
+
+def in_last_box(solution: str) -> str:
+    r"""Return what stands in the last balanced `\boxed{...}`.
+
+    Raises:
+        Dropped: If there is none, or nothing in it.
+    """
+    boxed = last_boxed(solution)
+    if boxed is None:
+        raise Dropped("no boxed answer")
+    if not normalise_answer(boxed):
+        raise Dropped("empty answer")
+    return boxed
+
+
+def stated(answer: Any) -> str:
+    """Return an answer that has a column of its own, without dollar signs around it.
+
+    A float that is a whole number, such as 27.0, is written as 27.
+
+    Raises:
+        Dropped: If it is empty.
+    """
+    if answer is None:
+        raise Dropped("no answer")
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
+    text = re.sub(r"^\$(.*)\$$", r"\1", str(answer).strip(), flags=re.DOTALL).strip()
+    if not normalise_answer(text):
+        raise Dropped("empty answer")
+    return text
+
+
+def number(answer: Any) -> str:
+    """Return a stated answer that is a plain number, without thousands commas.
+
+    Raises:
+        Dropped: If it is not one.
+    """
+    value = parse_number(stated(answer))
+    if value is None:
+        raise Dropped("answer is not a plain number")
+    return str(value)
+
+
+def asked(problem: Any) -> str:
+    """Return the words of a problem.
+
+    Raises:
+        Dropped: If there are none.
+    """
+    if not isinstance(problem, str) or not problem.strip():
+        raise Dropped("empty problem")
+    return problem.strip()

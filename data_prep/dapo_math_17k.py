@@ -1,0 +1,42 @@
+"""DAPO-Math-17k: competition problems with whole-number answers, already in verl's columns.
+
+The public file repeats each row about a hundred times; `prepare` keeps one of each.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cfpo_verl.data_prep.answers import asked, number
+from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.data_prep.source import Dropped, Source
+
+# What the file's prompts say around the problem.
+BEFORE = (
+    "Solve the following math problem step by step. The last line of your response should be of the form "
+    "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
+)
+AFTER = '\n\nRemember to put your answer on its own line after "Answer:".'
+
+
+def to_problem(row: Mapping[str, Any]) -> Problem:
+    """Read prompt, reward_model."""
+    messages = row["prompt"]
+    if len(messages) != 1:
+        raise Dropped("not a single message")
+    question = messages[0]["content"].removeprefix(BEFORE).removesuffix(AFTER)
+    return Problem(asked(question), number(row["reward_model"]["ground_truth"]))
+
+
+SOURCE = Source(
+    name="dapo_math_17k",
+    data_source="math_dapo",
+    hub_id="BytedTsinghua-SIA/DAPO-Math-17k",
+    licence="Apache-2.0",
+    columns=("prompt", "reward_model"),
+    to_problem=to_problem,
+)
+
+if __name__ == "__main__":
+    from cfpo_verl.data_prep.cli import run
+
+    run(SOURCE)

@@ -1,0 +1,13 @@
+"""The test half of MATH without the problems of MATH-500: what is left to train on of it."""
+
+from dataclasses import replace
+
+from cfpo_verl.data_prep import hendrycks_math, math500
+from cfpo_verl.data_prep.source import Source
+
+SOURCE: Source = replace(hendrycks_math.SOURCE, name="math_minus_500", splits=("test",), excludes=math500.SOURCE)
+
+if __name__ == "__main__":
+    from cfpo_verl.data_prep.cli import run
+
+    run(SOURCE)

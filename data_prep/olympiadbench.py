@@ -1,0 +1,47 @@
+"""OlympiadBench: olympiad problems in English, text only; answers are lists, some with units.
+
+Kept are single answers that are numbers or expressions. Left out, and counted: several answers, tuples and intervals,
+and answers that are only right within an error.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cfpo_verl.data_prep.answers import asked, stated
+from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.data_prep.source import Dropped, Source
+
+
+def to_problem(row: Mapping[str, Any]) -> Problem:
+    """Read question, final_answer, is_multiple_answer, answer_type, error, context, unit, id."""
+    if row["is_multiple_answer"] or len(row["final_answer"]) != 1:
+        raise Dropped("several answers")
+    if row["answer_type"] not in ("Numerical", "Expression"):
+        raise Dropped(f"answer is of type {row['answer_type']}")
+    if row["error"]:
+        raise Dropped("answer within an error")
+    question = asked(row["question"])
+    if row.get("context"):
+        question = f"{row['context'].strip()}\n{question}"
+    if row.get("unit"):
+        question = f"{question}\nGive the answer in the unit {row['unit'].strip()}, without the unit."
+    return Problem(question, stated(row["final_answer"][0]), str(row.get("id", "")))
+
+
+SOURCE = Source(
+    name="olympiadbench",
+    data_source="olympiadbench",
+    hub_id="Hothan/OlympiadBench",
+    hub_config="OE_TO_maths_en_COMP",
+    licence="MIT",
+    columns=("question", "final_answer", "is_multiple_answer", "answer_type", "error"),
+    optional_columns=("context", "unit", "id"),
+    splits=("train",),
+    evaluation_only=True,
+    to_problem=to_problem,
+)
+
+if __name__ == "__main__":
+    from cfpo_verl.data_prep.cli import run
+
+    run(SOURCE)
