@@ -115,6 +115,88 @@ def list_sources() -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
+@data_app.command(
+    epilog="Examples: cfpo-verl data validate data/gsm8k/train.parquet;  "
+    "cfpo-verl data validate train.parquet test.parquet --tokenizer models/tiny --max-prompt-tokens 1024",
+)
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="Parquet files.", metavar="FILE...")],
+    tokenizer: Annotated[str | None, typer.Option(help="Model whose tokenizer measures the prompts.")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt that is right.", min=1)] = None,
+) -> None:
+    """Check every row: types, prompts, gold answers against the reward, data sources, repeated problems."""
+    from cfpo_verl.data_prep.schema import DataError
+    from cfpo_verl.data_prep.tokens import token_counter
+    from cfpo_verl.data_prep.validate import validate as find_problems
+
+    if (tokenizer is None) != (max_prompt_tokens is None):
+        _fail("data validate", ValueError("--tokenizer and --max-prompt-tokens go together: give both or none"))
+    try:
+        count_tokens = token_counter(tokenizer) if tokenizer else None
+        problems = [problem for file in files for problem in find_problems(file, count_tokens, max_prompt_tokens or 0)]
+    except (DataError, OSError) as error:
+        _fail("data validate", error)
+    if problems:
+        _fail("data validate", ValueError("\n".join(problems)))
+    typer.echo(f"{len(files)} files are fit for training")
+
+
+@data_app.command(
+    epilog="Example: cfpo-verl data mix --out mixed.parquet data/gsm8k/train.parquet:0.7 data/math/train.parquet:0.3",
+)
+def mix(
+    parts: Annotated[list[str], typer.Argument(help="Files with their shares.", metavar="FILE:WEIGHT...")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write; its manifest goes beside it.")],
+    rows: Annotated[
+        int | None, typer.Option(help="How many in all.", show_default="as many as the shares allow")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides which rows, and their order.")] = 0,
+) -> None:
+    """Draw rows of several files in stated shares, without repetition, and shuffle them."""
+    from cfpo_verl.data_prep import mix as mixing
+
+    try:
+        counts = mixing.mix([mixing.Part.parse(part) for part in parts], out, rows, seed)
+    except (ValueError, OSError) as error:
+        _fail("data mix", error)
+    for file, count in counts.items():
+        typer.echo(f"{count} rows of {file}", err=True)
+    typer.echo(out)
+
+
+@data_app.command(
+    epilog="Examples: cfpo-verl data stats data/gsm8k/train.parquet;  "
+    "cfpo-verl data stats data/gsm8k/train.parquet --tokenizer models/tiny --out lengths.png",
+)
+def stats(
+    file: Annotated[Path, typer.Argument(help="A parquet file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="PNG to write.", show_default="beside the file, as .lengths.png")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Model whose tokenizer measures the prompts.")] = None,
+) -> None:
+    """Print rows, prompt lengths and kinds of answers for each data source, and draw the lengths."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cfpo_verl.data_prep import stats as counting
+    from cfpo_verl.data_prep.tokens import token_counter
+
+    unit = "tokens" if tokenizer else "characters"
+    picture = out or file.with_suffix(".lengths.png")
+    try:
+        found = counting.collect(file, token_counter(tokenizer) if tokenizer else None)
+        counting.draw(found, unit, picture)
+    except (ValueError, OSError) as error:
+        _fail("data stats", error)
+    table = Table("data source", "rows", f"prompt {unit}: median", "99 %", "longest", "numeric answers")
+    for source, numbers in found.items():
+        lengths = [str(counting.quantile(numbers.prompt_lengths, share)) for share in (0.5, 0.99, 1.0)]
+        table.add_row(source, str(numbers.rows), *lengths, f"{numbers.numeric_answers / numbers.rows:.1%}")
+    Console().print(table)
+    typer.echo(picture, err=True)
+
+
 @app.command(
     epilog="Example: cfpo-verl warmup --train data/arithmetic/train.parquet "
     "--held-out data/arithmetic/test.parquet --out models/quickstart_seed0",

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from cfpo_verl.data_prep.prepare import Options, prepare
 from cfpo_verl.data_prep.schema import DataError
-from cfpo_verl.data_prep.source import Options, Source, prepare
+from cfpo_verl.data_prep.source import Source
 
 
 def prepare_command(source: Source) -> Callable[..., None]:

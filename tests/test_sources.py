@@ -8,10 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cfpo_verl.data_prep import dapo_math_17k, gsm8k, math_minus_500, source
+from cfpo_verl.data_prep import dapo_math_17k, gsm8k, math_minus_500, reading
+from cfpo_verl.data_prep.prepare import Options, prepare
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem
-from cfpo_verl.data_prep.source import Options, Source, prepare, sha256
+from cfpo_verl.data_prep.source import Source
 from cfpo_verl.data_prep.sources import SOURCES
+from cfpo_verl.data_prep.writing import sha256
 from conftest import clean_environment, shared_data
 
 from cfpo_verl.data_sources import DATA_SOURCES
@@ -228,7 +230,8 @@ def test_batches_change_nothing(tmp_path, monkeypatch):
     raw = gsm_rows(*((f"Question {number % 37}?", str(number % 37 + (number == 73))) for number in range(100)))
     origin = write_jsonl(tmp_path / "a.jsonl", raw)
     whole, account = prepare(gsm8k.SOURCE, tmp_path / "whole", origin)
-    monkeypatch.setattr(source, "BATCH_ROWS", 7)
+    monkeypatch.setattr(reading, "BATCH_ROWS", 7)
+    monkeypatch.setattr("cfpo_verl.data_prep.prepare.BATCH_ROWS", 5)
     cut, cut_account = prepare(gsm8k.SOURCE, tmp_path / "cut", origin)
     assert rows_of(whole) == rows_of(cut)
     assert account == cut_account

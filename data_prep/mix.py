@@ -1,0 +1,119 @@
+"""One training file of several, in stated shares."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from cfpo_verl.data_prep.schema import SCHEMA, DataError, check_file
+from cfpo_verl.data_prep.writing import put_in_place, renumber, sha256
+
+BATCH_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file and its share of the mixture.
+
+    Args:
+        path: A parquet file in the schema of this project.
+        weight: Its share, relative to those of the other parts. Greater than 0.
+    """
+
+    path: Path
+    weight: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """Read `FILE:WEIGHT`.
+
+        Raises:
+            DataError: If it is something else.
+        """
+        path, _colon, weight = text.rpartition(":")
+        try:
+            number = float(weight)
+        except ValueError:
+            number = 0.0
+        if not path or not 0 < number < float("inf"):
+            raise DataError(
+                f"a part is FILE:WEIGHT with a weight greater than 0, such as train.parquet:0.7, got {text!r}"
+            )
+        return cls(Path(path), number)
+
+
+def shares(sizes: Sequence[int], weights: Sequence[float], rows: int | None) -> list[int]:
+    """Return how many rows to take of each part.
+
+    Without `rows` as many as possible, so that one part is used up. Rounding leaves the total as it is asked for.
+
+    Raises:
+        DataError: If a part has fewer rows than its share.
+    """
+    total = sum(weights)
+    if rows is None:
+        rows = int(min(size * total / weight for size, weight in zip(sizes, weights, strict=True)) + 1e-9)
+    exact = [rows * weight / total for weight in weights]
+    taken = [int(share + 1e-9) for share in exact]
+    # The largest remainders get what rounding down has left over.
+    for place in sorted(range(len(taken)), key=lambda place: taken[place] - exact[place])[: rows - sum(taken)]:
+        taken[place] += 1
+    for place, (size, count) in enumerate(zip(sizes, taken, strict=True)):
+        if count > size:
+            raise DataError(f"part {place + 1} has {size} rows, its share of {rows} is {count}. Ask for fewer rows")
+    return taken
+
+
+def mix(parts: Sequence[Part], out: Path, rows: int | None, seed: int) -> dict[str, int]:
+    """Draw rows of each part without repetition, shuffle them, and write them with a manifest beside.
+
+    Args:
+        parts: Files and weights.
+        out: The parquet file to write.
+        rows: How many in all; None for as many as the shares allow.
+        seed: Decides which rows, and their order.
+
+    Returns:
+        {file: number of its rows}.
+
+    Raises:
+        DataError: If a file cannot be used, is given twice, or is too small for its share.
+    """
+    if rows is not None and rows < 1:
+        raise DataError(f"rows must be at least 1, got {rows}")
+    names = [str(part.path) for part in parts]
+    if len(set(names)) < len(names):
+        raise DataError(f"a file is given twice: {', '.join(names)}")
+    counts = shares([check_file(part.path) for part in parts], [part.weight for part in parts], rows)
+    generator = random.Random(seed)
+    tables = []
+    for part, count in zip(parts, counts, strict=True):
+        table = _read(part.path)
+        tables.append(table.take(generator.sample(range(len(table)), count)))
+    table = pa.concat_tables(tables)
+    order = list(range(len(table)))
+    generator.shuffle(order)
+    manifest = {
+        "mixed_from": {
+            part.path.name: {"rows": count, "weight": part.weight, "sha256": sha256(part.path)}
+            for part, count in zip(parts, counts, strict=True)
+        },
+        "seed": seed,
+    }
+    batches = (
+        renumber(table.take(order[start : start + BATCH_ROWS]), start) for start in range(0, len(order), BATCH_ROWS)
+    )
+    put_in_place(out, batches, lambda: manifest)
+    return dict(zip(names, counts, strict=True))
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=SCHEMA.names).cast(SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError) as error:
+        raise DataError(
+            f"{path}: is not in this project's schema ({str(error).splitlines()[0][:80]}). "
+            f"See what is wrong with: cfpo-verl data validate {path}"
+        ) from error

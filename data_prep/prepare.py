@@ -1,0 +1,242 @@
+"""The way from a public data set to verl's rows: read, extract, deduplicate, write, account for every row."""
+
+import itertools
+import os
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from cfpo_verl.data_prep.reading import BATCH_ROWS, distinct, read_batches
+from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, to_row
+from cfpo_verl.data_prep.source import Dropped, Source, template_text
+from cfpo_verl.data_prep.text import fingerprint, normalise
+from cfpo_verl.data_prep.tokens import token_counter
+from cfpo_verl.data_prep.writing import put_in_place, renumber, sha256, write_tables
+
+from cfpo_verl.rewards import unfit_gold
+
+
+@dataclass
+class Account:
+    """Where the rows of a source went.
+
+    Args:
+        rows_in: Rows read.
+        rows_out: Rows written.
+        dropped: Rows left out, by reason.
+    """
+
+    rows_in: int = 0
+    rows_out: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose when a source is prepared.
+
+    Args:
+        split: Name of the split; on the hub, in the rows and of the file.
+        limit: Keep only so many rows.
+        seed: Order of the rows; None for that of the source.
+        prompt_template: Key of `TEMPLATES`, or a text with `{problem}` in it; None for the source's own.
+        tokenizer: Folder or hub id of the tokenizer that counts prompt tokens.
+        max_prompt_tokens: Drop longer prompts, chat template included.
+        exclude: File or hub id of the problems to leave out; None for what the source says.
+    """
+
+    split: str = "train"
+    limit: int | None = None
+    seed: int | None = None
+    prompt_template: str | None = None
+    tokenizer: str | None = None
+    max_prompt_tokens: int | None = None
+    exclude: str | None = None
+
+
+def prepare(
+    source: Source,
+    out: Path,
+    origin: str | None = None,
+    options: Options = Options(),
+    on_progress: Callable[[int], None] = lambda rows: None,
+) -> tuple[Path, Account]:
+    """Write `<split>.parquet` and `<split>.manifest.json`; the same input and options give the same bytes.
+
+    Rows are read in batches. In memory stay 16 bytes per distinct problem and, for a shuffle, the rows that are kept.
+
+    Args:
+        source: The data set.
+        out: Folder for the two files.
+        origin: A local `.jsonl`, `.json` or `.parquet` file, or a hub id; None for the source's own.
+        options: See there.
+        on_progress: Called with the number of rows read so far.
+
+    Returns:
+        The path of the parquet file, and where the rows went.
+
+    Raises:
+        DataError: If something cannot be read, or no row is left.
+    """
+    if options.limit is not None and options.limit < 1:
+        raise DataError(f"limit must be at least 1, got {options.limit}")
+    if (options.tokenizer is None) != (options.max_prompt_tokens is None):
+        raise DataError("a tokenizer and max_prompt_tokens go together: give both or none")
+    template = template_text(options.prompt_template or source.template)
+    too_long = _length_check(options)
+    path = out / f"{options.split}.parquet"
+    origin = origin or source.hub_id
+    excluded = _excluded_problems(source, options)
+    account, conflicting = Account(), set[str]()
+
+    batches = read_batches(source, origin, options.split)
+    # The first one is read before the folder is made: most of what can be wrong with the input shows there.
+    batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=f".{options.split}.") as folder:
+        # First everything, since a later row may contradict an earlier one; then what none contradicts.
+        spool = Path(folder) / "spool.parquet"
+        problems = _usable(batches, source, excluded, account, conflicting, on_progress)
+        rows = (row for row in _rows(problems, source, options.split, template) if not too_long(row, account))
+        write_tables(spool, _tables(rows))
+        selected = _select(spool, conflicting, options, account)
+        # None of it is written yet: the first rows tell whether there are any.
+        first = list(itertools.islice(selected, 1))
+        if not first:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in account.dropped.most_common() if count)
+            raise DataError(f"{origin}: none of the {account.rows_in} rows can be used ({reasons or 'there are none'})")
+        tables = itertools.chain(first, selected)
+        account.rows_out = put_in_place(path, tables, lambda: _manifest(source, origin, options, account))
+    return path, account
+
+
+def _usable(
+    batches: Iterable[pa.RecordBatch],
+    source: Source,
+    excluded: set[str],
+    account: Account,
+    conflicting: set[str],
+    on_progress: Callable[[int], None],
+) -> Iterator[Problem]:
+    """Yield each problem with a usable answer once; count the others, and collect those with different answers."""
+    answers: dict[str, str] = {}
+    for rows, repeated in distinct(batches, source.columns):
+        account.rows_in += len(rows) + repeated
+        account.dropped.update({"the same row again": repeated} if repeated else {})
+        for row in rows:
+            try:
+                problem = source.to_problem(row)
+            except Dropped as reason:
+                account.dropped[str(reason)] += 1
+                continue
+            key, answer = fingerprint(normalise(problem.question)), normalise(problem.answer)
+            unfit = unfit_gold(source.data_source, problem.answer)
+            if key in excluded:
+                account.dropped["excluded"] += 1
+            elif unfit:
+                account.dropped[f"answer {unfit}"] += 1
+            elif key in answers:
+                account.dropped["the same problem again"] += 1
+                if answers[key] != answer:
+                    conflicting.add(key)
+            else:
+                answers[key] = answer
+                yield problem
+        on_progress(account.rows_in)
+
+
+def _excluded_problems(source: Source, options: Options) -> set[str]:
+    if source.excludes is None:
+        if options.exclude is not None:
+            raise DataError(f"{source.name} excludes nothing, got exclude={options.exclude}. Use data decontaminate")
+        return set()
+    origin = options.exclude or source.excludes.hub_id
+    batches = read_batches(source.excludes, origin, source.excludes.splits[0])
+    problems = (source.excludes.to_problem(row) for batch in batches for row in batch.to_pylist())
+    return {fingerprint(normalise(problem.question)) for problem in problems}
+
+
+def _length_check(options: Options) -> Callable[[dict[str, Any], Account], bool]:
+    """Return a function that says whether a row's prompt is too long, and counts it."""
+    if options.tokenizer is None or options.max_prompt_tokens is None:
+        return lambda row, account: False
+    count_tokens, limit = token_counter(options.tokenizer), options.max_prompt_tokens
+
+    def too_long(row: dict[str, Any], account: Account) -> bool:
+        if count_tokens(row["prompt"]) <= limit:
+            return False
+        account.dropped[f"prompt longer than {limit} tokens"] += 1
+        return True
+
+    return too_long
+
+
+def _rows(problems: Iterable[Problem], source: Source, split: str, template: str) -> Iterator[dict[str, Any]]:
+    for problem in problems:
+        yield to_row(problem, source.data_source, "math", split, 0, template.format(problem=problem.question))
+
+
+def _tables(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
+    while batch := list(itertools.islice(rows, BATCH_ROWS)):
+        yield pa.Table.from_pylist(batch, schema=SCHEMA)
+
+
+def _select(spool: Path, conflicting: set[str], options: Options, account: Account) -> Iterator[pa.Table]:
+    """Yield the rows of the spool that no other row contradicts, in the order and number asked for, numbered anew."""
+    written = 0
+    for table in _in_order(spool, options.seed):
+        if conflicting:
+            keys = [fingerprint(normalise(text)) for text in _problem_texts(table)]
+            fit = pa.array([key not in conflicting for key in keys])
+            account.dropped += Counter({"answers to one problem contradict each other": fit.false_count})
+            table = table.filter(fit)  # noqa: PLW2901
+        if options.limit is not None and written + len(table) > options.limit:
+            account.dropped["beyond the limit"] += written + len(table) - options.limit
+            table = table.slice(0, options.limit - written)  # noqa: PLW2901
+        if len(table):
+            yield renumber(table, written)
+        written += len(table)
+
+
+def _in_order(spool: Path, seed: int | None) -> Iterator[pa.Table]:
+    if seed is None:
+        with pq.ParquetFile(spool) as file:
+            for batch in file.iter_batches(BATCH_ROWS):
+                yield pa.Table.from_batches([batch])
+        return
+    table = pq.read_table(spool)
+    order = list(range(len(table)))
+    random.Random(seed).shuffle(order)
+    for start in range(0, len(order), BATCH_ROWS):
+        yield table.take(order[start : start + BATCH_ROWS])
+
+
+def _problem_texts(table: pa.Table) -> list[str]:
+    return pc.struct_field(table["extra_info"], "problem").to_pylist()
+
+
+def _name_of(value: Any) -> Any:
+    """Return a file's name instead of its path, so that the same files give the same manifest anywhere."""
+    return Path(value).name if isinstance(value, str) and os.path.exists(value) else value
+
+
+def _manifest(source: Source, origin: str, options: Options, account: Account) -> dict[str, Any]:
+    is_file = Path(origin).is_file()
+    return {
+        "source": source.name,
+        "origin": Path(origin).name if is_file else origin,
+        "revision": None if is_file else source.revision if origin == source.hub_id else None,
+        "licence": source.licence,
+        "evaluation_only": source.evaluation_only,
+        "rows_in": account.rows_in,
+        "dropped": dict(sorted(account.dropped.items())),
+        "sha256_in": sha256(Path(origin)) if is_file else None,
+        "arguments": {name: _name_of(value) for name, value in asdict(options).items()},
+    }

@@ -1,0 +1,174 @@
+"""From files and the hub to record batches, and of these each different row once."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from cfpo_verl.data_prep.schema import DataError
+from cfpo_verl.data_prep.source import Source
+
+BATCH_ROWS = 20_000
+
+
+def read_batches(source: Source, origin: str, split: str) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a local file or a hub data set, only the columns that the source reads.
+
+    Raises:
+        DataError: With file, line or row, and column of what cannot be read.
+    """
+    suffix = Path(origin).suffix
+    if suffix == ".parquet":
+        batches: Iterable[pa.RecordBatch] = _parquet_batches(Path(origin))
+    elif suffix in (".jsonl", ".json"):
+        batches = _json_batches(Path(origin), source)
+    elif os.path.exists(origin):
+        raise DataError(f"{origin}: only .jsonl, .json and .parquet files are read. Convert it, or give a hub id")
+    else:
+        batches = _hub_batches(source, origin, split)
+    for batch in batches:
+        missing = [column for column in source.columns if column not in batch.schema.names]
+        if missing:
+            raise DataError(
+                f"{origin}: column {missing[0]!r} is missing (found: {', '.join(batch.schema.names)}); "
+                f"{source.name} has the columns {', '.join(source.columns)}"
+            )
+        wanted = [*source.columns, *(name for name in source.optional_columns if name in batch.schema.names)]
+        yield batch.select(wanted)
+
+
+def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(BATCH_ROWS)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a whole parquet file ({error})") from error
+
+
+def _json_batches(path: Path, source: Source) -> Iterator[pa.RecordBatch]:
+    rows: list[Mapping[str, Any]] = []
+    for place, row in _json_rows(path):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, {place}: a row must be a JSON object, is {type(row).__name__}")
+        missing = [column for column in source.columns if column not in row]
+        if missing:
+            raise DataError(f"{path}, {place}: column {missing[0]!r} is missing (found: {', '.join(row)})")
+        rows.append({name: row[name] for name in (*source.columns, *source.optional_columns) if name in row})
+        if len(rows) == BATCH_ROWS:
+            yield _to_batch(path, rows)
+            rows = []
+    if rows:
+        yield _to_batch(path, rows)
+
+
+def _to_batch(path: Path, rows: list[Mapping[str, Any]]) -> pa.RecordBatch:
+    try:
+        return pa.RecordBatch.from_pylist(rows)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"{path}: a column holds values of different types ({error})") from error
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield ("line 3", row) of a .jsonl file or ("row 3", row) of a .json file."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            if path.suffix == ".json":
+                content = json.load(file)
+                if not isinstance(content, list):
+                    raise DataError(f"{path}: must hold a list of rows, holds a {type(content).__name__}")
+                yield from ((f"row {number}", row) for number, row in enumerate(content, start=1))
+                return
+            # By line feed only: str.splitlines would also cut at separators that JSON allows inside a string.
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    try:
+                        yield f"line {number}", json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise DataError(f"{path}, line {number}: not JSON ({error})") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: not JSON ({error})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start}: {error.reason})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _hub_batches(source: Source, hub_id: str, split: str) -> Iterator[pa.RecordBatch]:
+    from datasets import load_dataset
+
+    # The pinned configuration and revision belong to the source's own id; another id has its own.
+    own = hub_id == source.hub_id
+    try:
+        data = load_dataset(
+            hub_id,
+            source.hub_config if own else None,
+            split=split,
+            revision=source.revision if own else None,
+        )
+    except Exception as error:  # datasets raises whatever the hub, the network or the file makes it raise
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise DataError(
+            f"{hub_id}: neither a local .jsonl, .json or .parquet file nor a data set that the hub gives ({reason})"
+        ) from error
+    for table in data.with_format("arrow").iter(BATCH_ROWS):
+        yield from table.combine_chunks().to_batches()
+
+
+def distinct(batches: Iterable[pa.RecordBatch], columns: Sequence[str]) -> Iterator[tuple[list[dict[str, Any]], int]]:
+    """Yield the rows of each batch that no earlier row equals in some columns, and how many were left out.
+
+    Rows are compared by 128-bit hashes, computed column by column, so repeated rows never become Python objects.
+    """
+    seen: set[tuple[int, int]] = set()
+    for batch in batches:
+        first = []
+        for position, key in enumerate(zip(*_row_hashes(batch.select(columns)), strict=True)):
+            if key not in seen:
+                seen.add(key)
+                first.append(position)
+        repeated = len(batch) - len(first)
+        yield (batch.take(pa.array(first, pa.int64())) if repeated else batch).to_pylist(), repeated
+
+
+def _row_hashes(batch: pa.RecordBatch) -> list[list[int]]:
+    """Return two independent 64-bit hashes of every row, computed column by column."""
+    columns = list(_flat_columns(batch))
+    hashes = []
+    for key in ("cfpo_verl 1st..", "cfpo_verl 2nd.."):
+        total = np.zeros(len(batch), dtype=np.uint64)
+        for values in columns:
+            mixed = pd.util.hash_array(values, hash_key=key.ljust(16)[:16], categorize=False)
+            total = total * np.uint64(0x9E3779B97F4A7C15) + mixed
+        hashes.append(total.tolist())
+    return hashes
+
+
+def _flat_columns(batch: pa.RecordBatch) -> Iterator[np.ndarray]:
+    for column in batch.columns:
+        kind = column.type
+        if pa.types.is_struct(kind):
+            yield column.is_null().to_numpy(zero_copy_only=False)
+            yield from _flat_columns(pa.RecordBatch.from_struct_array(column))
+        elif pa.types.is_list(kind) and pc.unique(pc.list_value_length(column)).to_pylist() == [1]:
+            # One element each, such as the messages of a single-turn prompt.
+            yield from _flat_columns(pa.RecordBatch.from_arrays([column.flatten()], ["element"]))
+        elif pa.types.is_nested(kind):
+            yield _as_text(column)
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            yield column.to_numpy(zero_copy_only=False)
+        else:
+            yield column.cast(pa.string()).to_numpy(zero_copy_only=False)
+
+
+def _as_text(column: pa.Array) -> np.ndarray:
+    return np.array([json.dumps(value, default=str) for value in column.to_pylist()], dtype=object)

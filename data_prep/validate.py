@@ -1,0 +1,102 @@
+"""What is wrong with a parquet file before anyone trains on it: every rule, with file, row and column."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from cfpo_verl.data_prep.schema import SCHEMA, DataError, check_file
+
+from cfpo_verl.data_sources import DATA_SOURCES
+from cfpo_verl.rewards import unfit_gold
+
+BATCH_ROWS = 20_000
+# Of each kind of problem; the others are counted.
+SHOWN = 3
+
+
+def validate(path: Path, count_tokens: Callable[[Sequence[dict[str, str]]], int] | None, max_tokens: int) -> list[str]:
+    """Return what is wrong with a file, as sentences; none if verl can train on it and the reward can score it.
+
+    Args:
+        path: A parquet file.
+        count_tokens: Length of a prompt's messages in tokens; None to leave prompts unmeasured.
+        max_tokens: Longest prompt that is right, if they are measured.
+    """
+    try:
+        check_file(path)
+        _check_types(path)
+    except DataError as error:
+        return [str(error)]
+    found: dict[str, list[str]] = {}
+    uids: dict[str, int] = {}
+    row_number = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(BATCH_ROWS, columns=["data_source", "prompt", "reward_model", "extra_info"]):
+            for row in batch.to_pylist():
+                for column, problem, kind in _problems(row, count_tokens, max_tokens, uids, row_number):
+                    found.setdefault(kind, []).append(f"{path}, row {row_number}, column {column}: {problem}")
+                row_number += 1
+    sentences = []
+    for problems in found.values():
+        sentences += problems[:SHOWN]
+        if len(problems) > SHOWN:
+            sentences.append(f"{path}: and {len(problems) - SHOWN} more rows like the last one")
+    return sentences
+
+
+def _check_types(path: Path) -> None:
+    """Raise DataError unless every column of `SCHEMA` is there with its type; more columns and fields may be."""
+    actual = pq.read_schema(path)
+    for field in SCHEMA:
+        if field.name not in actual.names:
+            raise DataError(f"{path}: column {field.name!r} is missing (found: {', '.join(actual.names)})")
+        if not _fits(actual.field(field.name).type, field.type):
+            raise DataError(f"{path}: column {field.name!r} must be {field.type}, is {actual.field(field.name).type}")
+
+
+def _fits(actual: pa.DataType, wanted: pa.DataType) -> bool:
+    if pa.types.is_struct(wanted):
+        return pa.types.is_struct(actual) and all(
+            actual.get_field_index(part.name) >= 0 and _fits(actual.field(part.name).type, part.type) for part in wanted
+        )
+    if pa.types.is_list(wanted):
+        is_list = pa.types.is_list(actual) or pa.types.is_large_list(actual)
+        return is_list and _fits(actual.value_type, wanted.value_type)
+    if pa.types.is_string(wanted):
+        return pa.types.is_string(actual) or pa.types.is_large_string(actual)
+    return actual == wanted
+
+
+def _problems(
+    row: dict[str, Any],
+    count_tokens: Callable[[Sequence[dict[str, str]]], int] | None,
+    max_tokens: int,
+    uids: dict[str, int],
+    row_number: int,
+) -> list[tuple[str, str, str]]:
+    """Return (column, problem, kind of problem) of what is wrong with a row; remember its uid."""
+    missing = [name for name, value in row.items() if value is None]
+    if missing:
+        return [(missing[0], "is null", f"null {missing[0]}")]
+    found = []
+    source, gold = row["data_source"], row["reward_model"]["ground_truth"]
+    if source not in DATA_SOURCES:
+        known = ", ".join(DATA_SOURCES)
+        found.append(("data_source", f"{source!r} is not known to the reward. Known are: {known}", "data_source"))
+    if not row["prompt"] or not all((message["content"] or "").strip() for message in row["prompt"]):
+        found.append(("prompt", "is empty", "prompt"))
+    elif count_tokens is not None and (length := count_tokens(row["prompt"])) > max_tokens:
+        found.append(("prompt", f"has {length} tokens, more than {max_tokens}", "long prompt"))
+    unfit = "is null" if gold is None else unfit_gold(source, gold)
+    if unfit:
+        found.append(("reward_model", f"ground_truth {gold!r} {unfit}", "ground_truth"))
+    uid = row["extra_info"]["uid"]
+    if not uid:
+        found.append(("extra_info", "uid is empty", "empty uid"))
+    elif uid in uids:
+        found.append(("extra_info", f"uid {uid} is also that of row {uids[uid]}: the same problem twice", "uid"))
+    else:
+        uids[uid] = row_number
+    return found
