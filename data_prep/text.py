@@ -1,10 +1,35 @@
-"""The form in which problems are compared. Strings in, strings out."""
+"""The forms in which problems are compared. Strings in, strings out."""
 
 import hashlib
 import re
 import unicodedata
 
 _WHITE_SPACE = re.compile(r"\s+")
+
+# A number with thousands separators as English and LaTeX write them: 1,000  1{,}000  1,\!000.
+_NUMBER = r"\d+(?:(?:,|\{,\}|,\\!)\d{3}(?!\d))*(?:\.\d+)?"
+_WORD = re.compile(rf"\\[a-z]+|{_NUMBER}|[^\W\d_]+")
+_SEPARATORS = re.compile(r"[,{}\\!]")
+# Commands that change how a formula looks and not what it says.
+_LAYOUT_NAMES = (
+    "quad qquad left right big bigg displaystyle textstyle limits nolimits text textbf textit emph mbox hbox "
+    "mathrm mathbf mathit operatorname hspace vspace hfill noindent boldsymbol"
+)
+_LAYOUT = frozenset("\\" + name for name in _LAYOUT_NAMES.split())
+_SAME = {"\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\leq": "\\le", "\\geq": "\\ge", "\\neq": "\\ne"}
+
+# A minus sign that touches no word of two letters: the one of x-y and of -3, not the hyphen of two-digit.
+_QUANTITY = re.compile(rf"{_NUMBER}|[^\W\d_]+|[+*/<>=×÷]|(?<![^\W\d_]{{2}})[-−](?![^\W\d_]{{2}})")  # noqa: RUF001
+_UP_TO_TWENTY = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+)
+_OTHER_NUMBERS = (
+    "thirty forty fifty sixty seventy eighty ninety hundred thousand million billion dozen half third quarter fourth "
+    "fifth once twice thrice double triple quadruple"
+)
+_NUMBER_WORDS = {name: str(value) for value, name in enumerate(_UP_TO_TWENTY.split())}
+_NUMBER_WORDS |= {name: name for name in _OTHER_NUMBERS.split()}
 
 
 def normalise(text: str) -> str:
@@ -26,3 +51,46 @@ def fingerprint(*texts: str) -> str:
     """
     joined = "\0".join(texts).encode("utf-8", errors="surrogatepass")
     return hashlib.blake2b(joined, digest_size=16).hexdigest()
+
+
+def words(text: str) -> list[str]:
+    r"""Return the words of a problem, in order: LaTeX commands, numbers, and runs of letters.
+
+    The rule, on the normalised text: `\\[a-z]+`, else a number (digits with thousands separators and decimals, the
+    separators removed), else letters. What is neither (punctuation, `$`, signs, braces, `\,` and its like) separates
+    words and is none. Commands of layout are left out, and commands of one meaning have one name.
+
+    Example:
+        >>> words(r"Tom's 1,000 apples cost $\$2.50$.")
+        ['tom', 's', '1000', 'apples', 'cost', '2.50']
+        >>> words(r"Find $\dfrac{1}{2}\,x^2 \quad \text{m}$") == words(r"find \frac12 x² m")
+        False
+        >>> words(r"Find $\dfrac{1}{2}\,x^2 \quad \text{m}$") == words(r"find \(\frac{1}{2} x²\) m")
+        True
+    """
+    return [
+        _SEPARATORS.sub("", word) if word[0].isdecimal() else _SAME.get(word, word)
+        for word in _WORD.findall(normalise(text))
+        if word not in _LAYOUT
+    ]
+
+
+def quantities(text: str) -> list[str]:
+    """Return the numbers and the signs of arithmetic of a problem, in order.
+
+    Two problems made from one template differ here and in little else. Numbers written as words count, up to twenty as
+    the number they name; `1,000` is 1000; a hyphen between words is no sign.
+
+    Example:
+        >>> quantities("Five two-digit numbers x - 3 = 1,000")
+        ['5', '2', '-', '3', '=', '1000']
+    """
+    found = []
+    for token in _QUANTITY.findall(normalise(text)):
+        if token[0].isdecimal():
+            found.append(_SEPARATORS.sub("", token))
+        elif token in _NUMBER_WORDS:
+            found.append(_NUMBER_WORDS[token])
+        elif not token[0].isalpha():
+            found.append("-" if token == "−" else token)  # noqa: RUF001
+    return found
