@@ -1,0 +1,308 @@
+"""Training problems that share a run of words with an evaluation problem, and a training file without them.
+
+The rule of n words in a row is the one of Brown et al., "Language Models are Few-Shot Learners" (2020), appendix C.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from cfpo_verl.data_prep.schema import DataError, check_file
+from cfpo_verl.data_prep.text import words
+
+NGRAM_WORDS = 8
+# A run of words in more than this share of the different problems of a set, and in so many, is an instruction.
+_COMMON_SHARE = 0.2
+_COMMON_PROBLEMS = 3
+_BATCH_ROWS = 8192
+_EXCERPT_CHARACTERS = 200
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_SEED = 0
+
+_Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+_Positions = np.ndarray[Any, np.dtype[np.int64]]
+_Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a text shares with an evaluation problem.
+
+    Args:
+        evaluation: Number of the evaluation set.
+        index: Number of the problem in it.
+        shared: The words that both have, with spaces between.
+    """
+
+    evaluation: int
+    index: int
+    shared: str
+
+
+def _is_in(hashes: _Hashes, known: _Hashes) -> tuple[_Mask, _Positions]:
+    """Return which hashes are among sorted known ones, and where: [N], [K] -> [N], [N]."""
+    if not len(known):
+        return np.zeros(len(hashes), dtype=bool), np.zeros(len(hashes), dtype=np.int64)
+    places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    return known[places] == hashes, places
+
+
+class EvaluationIndex:
+    """Finds out which texts share n words in a row with a problem of some evaluation sets.
+
+    A run of n words in more than a fifth of the different problems of a set, and in three at least, is an instruction
+    or a template: no evidence, in whatever set. The words of such runs are left out on both sides, so that what stands
+    next to an instruction is no evidence either. A text without n words in a row that are its own is compared as a
+    whole: all its own words with all those of an evaluation problem that has no such run either. Texts without words
+    of their own match nothing.
+
+    Runs of words are kept as 64-bit hashes: 16 bytes for each. That any of a billion runs matches one of a million
+    others by chance has a probability of about 5e-5.
+    """
+
+    def __init__(self, sets: Sequence[Sequence[str]], n: int = NGRAM_WORDS) -> None:
+        """Index the problems.
+
+        Args:
+            sets: The problems of each evaluation set.
+            n: Number of words in a row.
+
+        Raises:
+            ValueError: If n is less than 1.
+        """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        self._n = n
+        words_of_sets = [[words(problem) for problem in problems] for problems in sets]
+        vocabulary = {word for problems in words_of_sets for found in problems for word in found}
+        # Other words are number 0.
+        self._numbers = {word: number for number, word in enumerate(sorted(vocabulary), start=1)}
+        self._values = np.random.default_rng(_SEED).integers(2**64, size=len(vocabulary) + 1, dtype=np.uint64)
+
+        self._common = np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *map(self._common_of, words_of_sets)]))
+        problems = [found for problems in words_of_sets for found in problems]
+        self._origins = [(number, index) for number, problems in enumerate(sets) for index in range(len(problems))]
+        text_of, starts, hashes, own = self._own_runs(problems)
+        # np.unique returns first occurrences, that is the first problem with a run.
+        self._hashes, first = np.unique(hashes, return_index=True)
+        self._problem_of = text_of[starts[first]]
+        self._wholes: dict[tuple[str, ...], int] = {}
+        for problem, whole in _without_runs(problems, text_of, starts, own):
+            self._wholes.setdefault(whole, problem)
+
+    def first_matches(self, texts: Sequence[str]) -> list[Match | None]:
+        """Return, for each text, the first words it shares with an evaluation problem, or None.
+
+        If several evaluation problems have these words, the first of them is named.
+        """
+        words_of = [words(text) for text in texts]
+        text_of, starts, hashes, own = self._own_runs(words_of)
+        matches: list[Match | None] = [None] * len(texts)
+        for text, whole in _without_runs(words_of, text_of, starts, own):
+            if whole in self._wholes:
+                matches[text] = Match(*self._origins[self._wholes[whole]], " ".join(whole))
+        found, places = _is_in(hashes, self._hashes)
+        begins = np.searchsorted(text_of, np.arange(len(texts)))
+        for start, place in zip(starts[found].tolist(), places[found].tolist(), strict=True):
+            text = text_of[start]
+            if matches[text] is None:
+                begin = start - begins[text]
+                shared = " ".join(words_of[text][begin : begin + self._n])
+                matches[text] = Match(*self._origins[int(self._problem_of[place])], shared)
+        return matches
+
+    def first_match(self, text: str) -> Match | None:
+        """Return the first words that a text shares with an evaluation problem, or None."""
+        return self.first_matches([text])[0]
+
+    def _runs(self, texts: Sequence[Sequence[str]]) -> tuple[_Positions, _Positions, _Hashes]:
+        """Hash every run of n words.
+
+        Positions count the words of all texts, one text after the other: W words, R runs.
+
+        Returns:
+            The text of each word [W], the first word of each run [R], and the hash of each run [R]: the polynomial,
+            modulo 2^64, of random values of its words.
+        """
+        text_of = np.repeat(np.arange(len(texts)), [len(found) for found in texts])
+        flat = (word for found in texts for word in found)
+        numbers = np.fromiter(map(self._numbers.get, flat, repeat(0)), dtype=np.int64, count=len(text_of))
+        values = self._values[numbers]
+        count = max(0, len(values) - self._n + 1)
+        starts = np.flatnonzero(text_of[:count] == text_of[len(values) - count :])
+        hashes = np.zeros(count, dtype=np.uint64)
+        for offset in range(self._n if count else 0):
+            hashes = hashes * _MULTIPLIER + values[offset : offset + count]
+        return text_of, starts, hashes[starts]
+
+    def _common_of(self, problems: Sequence[Sequence[str]]) -> _Hashes:
+        """Return the hashes of the runs that are no evidence since too many different problems have them."""
+        different = sorted(set(map(tuple, problems)))
+        text_of, starts, hashes = self._runs(different)
+        order = np.lexsort((text_of[starts], hashes))
+        pairs = np.stack([hashes[order], text_of[starts][order].astype(np.uint64)])
+        fresh = np.append(True, (pairs[:, 1:] != pairs[:, :-1]).any(axis=0))[: len(order)]
+        runs, counts = np.unique(pairs[0, fresh], return_counts=True)
+        return runs[(counts >= _COMMON_PROBLEMS) & (counts > _COMMON_SHARE * len(different))]
+
+    def _own_runs(self, texts: Sequence[Sequence[str]]) -> tuple[_Positions, _Positions, _Hashes, _Mask]:
+        """Return what `_runs` does, for runs without a word of a common run, and which words are in none [W]."""
+        text_of, starts, hashes = self._runs(texts)
+        common, _places = _is_in(hashes, self._common)
+        steps = np.zeros(len(text_of) + 1, dtype=np.int64)
+        steps[starts[common]] += 1
+        steps[starts[common] + self._n] -= 1
+        own = np.cumsum(steps)[:-1] == 0
+        others_before = np.append(0, np.cumsum(~own))
+        kept = others_before[starts + self._n] == others_before[starts]
+        return text_of, starts[kept], hashes[kept], own
+
+
+def _without_runs(
+    texts: Sequence[Sequence[str]], text_of: _Positions, starts: _Positions, own: _Mask
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield number and own words of the texts in which no run starts, except of those without own words."""
+    begins = np.searchsorted(text_of, np.arange(len(texts)))
+    for text in np.setdiff1d(np.arange(len(texts)), text_of[starts]).tolist():
+        begin = begins[text]
+        whole = tuple(word for offset, word in enumerate(texts[text]) if own[begin + offset])
+        if whole:
+            yield text, whole
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A training row that was left out.
+
+    Args:
+        index: Number of the row in the training file.
+        text: The first 200 characters of its problem.
+        evaluation_file: The file with the evaluation problem.
+        evaluation_index: Number of the row in that file.
+        shared: The words that both have.
+    """
+
+    index: int
+    text: str
+    evaluation_file: str
+    evaluation_index: int
+    shared: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What decontamination did.
+
+    Args:
+        train: The training file.
+        against: The evaluation files.
+        n: Number of words in a row that were evidence.
+        rows: Number of rows of the training file.
+        removed: The rows left out, in order.
+    """
+
+    train: str
+    against: tuple[str, ...]
+    n: int
+    rows: int
+    removed: tuple[Removed, ...]
+
+
+def _problem_texts(batch: pa.RecordBatch) -> list[str]:
+    """Return `extra_info.problem` of each row, or where there is none the content of the prompt's last message."""
+    names = batch.schema.names
+    kind = batch.schema.field("extra_info").type if "extra_info" in names else None
+    if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("problem") >= 0:
+        problems = pc.struct_field(batch.column("extra_info"), "problem").to_pylist()
+        if None not in problems:
+            return problems
+    else:
+        problems = [None] * len(batch)
+    prompts = batch.column("prompt").to_pylist()
+    return [
+        problem if problem is not None else prompt[-1]["content"]
+        for problem, prompt in zip(problems, prompts, strict=True)
+    ]
+
+
+def read_problem_texts(path: Path) -> list[str]:
+    """Return the problem of each row of a parquet file in verl's schema, without instructions if it has them so.
+
+    Raises:
+        DataError: If the file cannot be used.
+    """
+    check_file(path)
+    with pq.ParquetFile(path) as file:
+        columns = [name for name in ("prompt", "extra_info") if name in file.schema_arrow.names]
+        return [text for batch in file.iter_batches(_BATCH_ROWS, columns=columns) for text in _problem_texts(batch)]
+
+
+def decontaminate(
+    train: Path,
+    against: Sequence[Path],
+    out: Path,
+    n: int = NGRAM_WORDS,
+    on_progress: Callable[[int, int], None] = lambda _done, _rows: None,
+) -> Report:
+    """Write the rows of a training file that share no n words in a row with a problem of the evaluation files.
+
+    What is evidence is said at `EvaluationIndex`. Columns, their types and the order of the rows stay. The report is
+    written beside the file, as `<stem>.contaminated.json`. Until both are complete, older ones stay as they are.
+
+    Args:
+        train: A parquet file in verl's schema; it is read in batches.
+        against: The evaluation files, parquet in verl's schema.
+        out: The file to write, `train` itself if it is to be replaced; its folder is made.
+        n: Number of words in a row.
+        on_progress: Called after each batch with the number of rows done and of all rows.
+
+    Returns:
+        What was left out.
+
+    Raises:
+        DataError: If a file cannot be used, `out` is an evaluation file, or no row is left.
+        ValueError: If n is less than 1.
+    """
+    if out.resolve() in {path.resolve() for path in against}:
+        raise DataError(f"{out}: is an evaluation file and would be overwritten. Give another file to write")
+    rows = check_file(train)
+    index = EvaluationIndex([read_problem_texts(path) for path in against], n)
+    removed: list[Removed] = []
+    report_file = out.with_name(f"{out.stem}.contaminated.json")
+    unfinished, unfinished_report = (path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in (out, report_file))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetFile(train) as file, pq.ParquetWriter(unfinished, file.schema_arrow) as writer:
+            done = 0
+            for batch in file.iter_batches(_BATCH_ROWS):
+                texts = _problem_texts(batch)
+                matches = index.first_matches(texts)
+                for row, (text, match) in enumerate(zip(texts, matches, strict=True), start=done):
+                    if match is not None:
+                        source = str(against[match.evaluation])
+                        removed.append(Removed(row, text[:_EXCERPT_CHARACTERS], source, match.index, match.shared))
+                writer.write_batch(batch.filter(pa.array([match is None for match in matches])))
+                done += len(batch)
+                on_progress(done, rows)
+        if len(removed) == rows:
+            raise DataError(
+                f"{train}: each of the {rows} rows shares words with {removed[0].evaluation_file}, such as "
+                f"{removed[0].shared!r}; nothing is left to write"
+            )
+        report = Report(str(train), tuple(map(str, against)), n, rows, tuple(removed))
+        unfinished_report.write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False), encoding="utf-8")
+        check_file(unfinished)
+        unfinished.replace(out)
+        unfinished_report.replace(report_file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+        unfinished_report.unlink(missing_ok=True)
+    return report
