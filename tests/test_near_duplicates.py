@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from cfpo_verl.data_prep import near_duplicates
 from cfpo_verl.data_prep.near_duplicates import find_near_duplicates, jaccard, word_grams
 from cfpo_verl.data_prep.text import quantities
 from conftest import shared_data
@@ -37,6 +38,31 @@ def test_a_changed_name_is_a_near_duplicate_and_the_first_is_kept():
 def test_one_template_with_other_numbers_is_no_duplicate(one, other):
     assert find_near_duplicates([one, other], 0.01) == []
     assert find_near_duplicates([one, one], 0.01) == [(0, 1, 1.0)]
+
+
+def test_the_most_similar_of_the_kept_ones_is_named():
+    words = STORY.format(3, 4).split()
+    text = " ".join(words)
+    far, near = " ".join([*words[:-4], *"abcd"]), " ".join(["x", *words[1:]])
+    grams = {name: word_grams(name) for name in (text, far, near)}
+    assert jaccard(grams[far], grams[near]) < 0.75 < jaccard(grams[far], grams[text])
+    assert find_near_duplicates([far, near, text], 0.75) == [(1, 2, jaccard(grams[near], grams[text]))]
+
+
+def test_whatever_is_proposed_is_checked(monkeypatch):
+    class ProposesAll:
+        def __init__(self, **_settings):
+            self.keys = []
+
+        def insert(self, key, _sketch):
+            self.keys.append(key)
+
+        def query(self, _sketch):
+            return self.keys
+
+    monkeypatch.setattr(near_duplicates, "RMinHashLSH", ProposesAll)
+    texts = [STORY.format(3, 4), STORY.format(3, 5), "Something else, 3 and 4", STORY.format(3, 4)]
+    assert find_near_duplicates(texts, 0.5) == [(0, 3, 1.0)]
 
 
 def test_answers_tell_templates_apart():

@@ -49,7 +49,7 @@ def test_what_matters_to_words(one, other):
     [
         ("Tom has 5 apples, 2.5 pears", ["5", "2.5"]),
         ("five apples and twenty pears, half of them", ["5", "20", "half"]),
-        ("1,234,567 and 12,34", ["1234567", "12", "34"]),
+        ("1,234,567 and 12,34 and 1,2345", ["1234567", "12", "34", "1", "2345"]),
         ("3+4-5=", ["3", "+", "4", "-", "5", "="]),
         ("x-y", ["-"]),
         ("x − y", ["-"]),  # noqa: RUF001
