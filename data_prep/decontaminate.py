@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,9 @@ class EvaluationIndex:
             modulo 2^64, of random values of its words.
         """
         text_of = np.repeat(np.arange(len(texts)), [len(found) for found in texts])
-        flat = (word for found in texts for word in found)
-        numbers = np.fromiter(map(self._numbers.get, flat, repeat(0)), dtype=np.int64, count=len(text_of))
+        numbers = np.fromiter(
+            map(self._numbers.get, chain.from_iterable(texts), repeat(0)), dtype=np.int64, count=len(text_of)
+        )
         values = self._values[numbers]
         count = max(0, len(values) - self._n + 1)
         starts = np.flatnonzero(text_of[:count] == text_of[len(values) - count :])

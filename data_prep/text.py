@@ -4,12 +4,12 @@ import hashlib
 import re
 import unicodedata
 
-_WHITE_SPACE = re.compile(r"\s+")
-
 # A number with thousands separators as English and LaTeX write them: 1,000  1{,}000  1,\!000.
-_NUMBER = r"\d+(?:(?:,|\{,\}|,\\!)\d{3}(?!\d))*(?:\.\d+)?"
+_GROUPED = re.compile(r"(?<![\d.])\d+(?:(?:,|\{,\}|,\\!)\d{3}(?!\d))+")
+# Found fast, unlike the above, and rare.
+_MAYBE_GROUPED = re.compile(r",(?:\}|\\!)?\d{3}")
+_NUMBER = r"\d+(?:\.\d+)?"
 _WORD = re.compile(rf"\\[a-z]+|{_NUMBER}|[^\W\d_]+")
-_SEPARATORS = re.compile(r"[,{}\\!]")
 # Commands that change how a formula looks and not what it says.
 _LAYOUT_NAMES = (
     "quad qquad left right big bigg displaystyle textstyle limits nolimits text textbf textit emph mbox hbox "
@@ -39,7 +39,14 @@ def normalise(text: str) -> str:
         >>> normalise("  What\n is  X²? ")
         'what is x2?'
     """
-    return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _ungrouped(text: str) -> str:
+    """Return a normalised text without the thousands separators of its numbers."""
+    if not _MAYBE_GROUPED.search(text):
+        return text
+    return _GROUPED.sub(lambda number: "".join(filter(str.isdecimal, number[0])), text)
 
 
 def fingerprint(*texts: str) -> str:
@@ -68,11 +75,11 @@ def words(text: str) -> list[str]:
         >>> words(r"Find $\dfrac{1}{2}\,x^2 \quad \text{m}$") == words(r"find \(\frac{1}{2} x²\) m")
         True
     """
-    return [
-        _SEPARATORS.sub("", word) if word[0].isdecimal() else _SAME.get(word, word)
-        for word in _WORD.findall(normalise(text))
-        if word not in _LAYOUT
-    ]
+    text = _ungrouped(normalise(text))
+    found = _WORD.findall(text)
+    if "\\" not in text:
+        return found
+    return [_SAME.get(word, word) for word in found if word not in _LAYOUT]
 
 
 def quantities(text: str) -> list[str]:
@@ -86,9 +93,9 @@ def quantities(text: str) -> list[str]:
         ['5', '2', '-', '3', '=', '1000']
     """
     found = []
-    for token in _QUANTITY.findall(normalise(text)):
+    for token in _QUANTITY.findall(_ungrouped(normalise(text))):
         if token[0].isdecimal():
-            found.append(_SEPARATORS.sub("", token))
+            found.append(token)
         elif token in _NUMBER_WORDS:
             found.append(_NUMBER_WORDS[token])
         elif not token[0].isalpha():

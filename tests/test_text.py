@@ -23,6 +23,7 @@ def test_normalising_twice_changes_nothing_more(text):
         pytest.param("It costs $1,000", r"it costs \$1000", id="thousands"),
         pytest.param(r"$10{,}000$ and $12,\!345$", "10000 and 12345", id="latex-thousands"),
         pytest.param("Café ﬁve x²", "CAFÉ five x2", id="unicode"),
+        pytest.param("＼quad x＼quad", "x", id="wide-backslash"),  # noqa: RUF001
         pytest.param("Café", "Cafe\u0301", id="combining"),
     ],
 )
