@@ -47,12 +47,23 @@ class Match:
     shared: str
 
 
-def _is_in(hashes: _Hashes, known: _Hashes) -> tuple[_Mask, _Positions]:
-    """Return which hashes are among sorted known ones, and where: [N], [K] -> [N], [N]."""
-    if not len(known):
-        return np.zeros(len(hashes), dtype=bool), np.zeros(len(hashes), dtype=np.int64)
-    places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-    return known[places] == hashes, places
+class _Known:
+    """Known hashes, in order, and a table of the first bits of each: most others are told apart by it, and quickly."""
+
+    _BITS = np.uint64(22)
+
+    def __init__(self, hashes: _Hashes) -> None:
+        """Keep sorted hashes."""
+        self._hashes = hashes
+        self._begins = np.zeros(2 ** int(self._BITS), dtype=bool)
+        self._begins[hashes >> (np.uint64(64) - self._BITS)] = True
+
+    def find(self, hashes: _Hashes) -> tuple[_Positions, _Positions]:
+        """Return which of N hashes are known and the number each has: [N] -> [F], [F]."""
+        maybe = np.flatnonzero(self._begins[hashes >> (np.uint64(64) - self._BITS)])
+        places = np.minimum(np.searchsorted(self._hashes, hashes[maybe]), len(self._hashes) - 1)
+        known = self._hashes[places] == hashes[maybe]
+        return maybe[known], places[known]
 
 
 class EvaluationIndex:
@@ -64,7 +75,7 @@ class EvaluationIndex:
     whole: all its own words with all those of an evaluation problem that has no such run either. Texts without words
     of their own match nothing.
 
-    Runs of words are kept as 64-bit hashes: 16 bytes for each. That any of a billion runs matches one of a million
+    Runs of words are kept as 64-bit hashes, 16 bytes for each. That any of a billion runs matches one of a million
     others by chance has a probability of about 5e-5.
     """
 
@@ -87,12 +98,14 @@ class EvaluationIndex:
         self._numbers = {word: number for number, word in enumerate(sorted(vocabulary), start=1)}
         self._values = np.random.default_rng(_SEED).integers(2**64, size=len(vocabulary) + 1, dtype=np.uint64)
 
-        self._common = np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *map(self._common_of, words_of_sets)]))
+        common = [np.zeros(0, dtype=np.uint64), *map(self._common_of, words_of_sets)]
+        self._common = _Known(np.unique(np.concatenate(common)))
         problems = [found for problems in words_of_sets for found in problems]
         self._origins = [(number, index) for number, problems in enumerate(sets) for index in range(len(problems))]
         text_of, starts, hashes, own = self._own_runs(problems)
         # np.unique returns first occurrences, that is the first problem with a run.
-        self._hashes, first = np.unique(hashes, return_index=True)
+        known, first = np.unique(hashes, return_index=True)
+        self._known = _Known(known)
         self._problem_of = text_of[starts[first]]
         self._wholes: dict[tuple[str, ...], int] = {}
         for problem, whole in _without_runs(problems, text_of, starts, own):
@@ -109,9 +122,9 @@ class EvaluationIndex:
         for text, whole in _without_runs(words_of, text_of, starts, own):
             if whole in self._wholes:
                 matches[text] = Match(*self._origins[self._wholes[whole]], " ".join(whole))
-        found, places = _is_in(hashes, self._hashes)
+        found, places = self._known.find(hashes)
         begins = np.searchsorted(text_of, np.arange(len(texts)))
-        for start, place in zip(starts[found].tolist(), places[found].tolist(), strict=True):
+        for start, place in zip(starts[found].tolist(), places.tolist(), strict=True):
             text = text_of[start]
             if matches[text] is None:
                 begin = start - begins[text]
@@ -157,7 +170,7 @@ class EvaluationIndex:
     def _own_runs(self, texts: Sequence[Sequence[str]]) -> tuple[_Positions, _Positions, _Hashes, _Mask]:
         """Return what `_runs` does, for runs without a word of a common run, and which words are in none [W]."""
         text_of, starts, hashes = self._runs(texts)
-        common, _places = _is_in(hashes, self._common)
+        common, _places = self._common.find(hashes)
         steps = np.zeros(len(text_of) + 1, dtype=np.int64)
         steps[starts[common]] += 1
         steps[starts[common] + self._n] -= 1
