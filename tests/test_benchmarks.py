@@ -10,14 +10,14 @@ from conftest import clean_environment
 PROJECT = Path(__file__).parents[1]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.losses", *arguments]
+def run(benchmark: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *arguments]
     return subprocess.run(command, cwd=PROJECT, env=clean_environment({}), capture_output=True, text=True)
 
 
 def test_losses_and_advantages_are_compared_with_verls(tmp_path):
     out = tmp_path / "losses.json"
-    result = run("--shapes", "4x16", "--advantage-shapes", "16x8", "--seconds", "0.05", "--out", str(out))
+    result = run("losses", "--shapes", "4x16", "--advantage-shapes", "16x8", "--seconds", "0.05", "--out", str(out))
     assert result.returncode == 0, result.stderr
     assert "cfpo_sequence" in result.stdout
     found = json.loads(out.read_text())
@@ -32,6 +32,20 @@ def test_losses_and_advantages_are_compared_with_verls(tmp_path):
 
 
 def test_a_shape_that_is_none_is_refused():
-    result = run("--shapes", "64")
+    result = run("losses", "--shapes", "64")
     assert result.returncode == 2
     assert "a shape is RESPONSESxTOKENS, for example 64x4096, got '64'" in result.stderr
+
+
+def test_decontamination_is_compared_with_the_straightforward_version(tmp_path):
+    out = tmp_path / "data.json"
+    result = run("data", "--rows", "2000", "--evaluation-rows", "50", "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(out.read_text())["decontamination"]
+    assert [(row["version"], row["rows"]) for row in rows] == [
+        ("cfpo_verl", 200),
+        ("plain", 200),
+        ("cfpo_verl", 2000),
+        ("plain", 2000),
+    ]
+    assert all(row["removed"] >= row["rows"] / 100 for row in rows)
