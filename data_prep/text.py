@@ -42,13 +42,6 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _ungrouped(text: str) -> str:
-    """Return a normalised text without the thousands separators of its numbers."""
-    if not _MAYBE_GROUPED.search(text):
-        return text
-    return _GROUPED.sub(lambda number: "".join(filter(str.isdecimal, number[0])), text)
-
-
 def fingerprint(*texts: str) -> str:
     """Return 32 hexadecimal digits that stand for some texts, in order.
 
@@ -58,6 +51,13 @@ def fingerprint(*texts: str) -> str:
     """
     joined = "\0".join(texts).encode("utf-8", errors="surrogatepass")
     return hashlib.blake2b(joined, digest_size=16).hexdigest()
+
+
+def _ungrouped(text: str) -> str:
+    """Return a normalised text without the thousands separators of its numbers."""
+    if not _MAYBE_GROUPED.search(text):
+        return text
+    return _GROUPED.sub(lambda number: "".join(filter(str.isdecimal, number[0])), text)
 
 
 def words(text: str) -> list[str]:
