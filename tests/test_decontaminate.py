@@ -10,11 +10,14 @@ import pytest
 from cfpo_verl.data_prep import decontaminate as module
 from cfpo_verl.data_prep import gsm8k
 from cfpo_verl.data_prep.decontaminate import EvaluationIndex, Match, decontaminate, read_problem_texts
+from cfpo_verl.data_prep.prepare import Options, prepare
 from cfpo_verl.data_prep.schema import DataError
 from cfpo_verl.data_prep.text import words
 from conftest import shared_data
 from hypothesis import given
 from hypothesis import strategies as st
+
+INSTRUCTION = "Think step by step, then write the final answer, a plain number, after ####."
 
 
 def table_of(texts: list[str], problems: list[str | None] | None = None) -> pa.Table:
@@ -83,14 +86,14 @@ def test_the_first_words_of_the_text_and_the_first_problem_are_named():
 
 
 def test_an_instruction_is_no_evidence_nor_is_what_stands_next_to_it():
-    evaluation = [f"{n}+{n + 20}=\n{gsm8k.INSTRUCTION}" for n in range(9)]
-    evaluation.append(f"{in_order(9)}\n{gsm8k.INSTRUCTION}")
+    evaluation = [f"{n}+{n + 20}=\n{INSTRUCTION}" for n in range(9)]
+    evaluation.append(f"{in_order(9)}\n{INSTRUCTION}")
     index = EvaluationIndex([evaluation])
-    assert index.first_match(f"{in_order(9, 30)} {gsm8k.INSTRUCTION}") is None
-    assert index.first_match(f"3+24=\n{gsm8k.INSTRUCTION}") is None
-    assert index.first_match(f"3+23=\n{gsm8k.INSTRUCTION}") == Match(0, 3, "3 23")
-    assert index.first_match(gsm8k.INSTRUCTION) is None
-    assert index.first_match(f"{in_order(9)} {gsm8k.INSTRUCTION}") == Match(0, 9, in_order(8))
+    assert index.first_match(f"{in_order(9, 30)} {INSTRUCTION}") is None
+    assert index.first_match(f"3+24=\n{INSTRUCTION}") is None
+    assert index.first_match(f"3+23=\n{INSTRUCTION}") == Match(0, 3, "3 23")
+    assert index.first_match(INSTRUCTION) is None
+    assert index.first_match(f"{in_order(9)} {INSTRUCTION}") == Match(0, 9, in_order(8))
     # Without the instruction too: what is left is compared.
     assert index.first_match("3+23=") == Match(0, 3, "3 23")
 
@@ -270,10 +273,19 @@ def problems(name: str, column: str) -> list[str]:
 
 # Looked at by eye: at 8 words 5 of GSM8K's 94 are a problem with other numbers or words, the others share a phrase such
 # as "how many pages does he need to read". At 13 words 3 of 4 are such problems.
+@pytest.mark.parametrize("compared", ["problem", "prompt"])
 @pytest.mark.parametrize(("n", "removed"), [(8, 94), (13, 4)])
-def test_gsm8k_shares_phrases_and_few_problems(tmp_path, n, removed):
-    train, test = (gsm8k.prepare(tmp_path, str(shared_data(f"gsm8k_{s}.jsonl")), s)[0] for s in ("train", "test"))
-    report = decontaminate(train, [test], tmp_path / "clean.parquet", n)
+def test_gsm8k_shares_phrases_and_few_problems(tmp_path, n, removed, compared):
+    paths = []
+    for split in ("train", "test"):
+        origin = str(shared_data(f"gsm8k_{split}.jsonl"))
+        path, _account = prepare(gsm8k.SOURCE, tmp_path, origin, Options(split=split))
+        if compared == "prompt":
+            table = pq.read_table(path)
+            assert table.column("prompt")[0].as_py()[-1]["content"] != read_problem_texts(path)[0]
+            pq.write_table(table.drop_columns(["extra_info"]), path)
+        paths.append(path)
+    report = decontaminate(paths[0], paths[1:], tmp_path / "clean.parquet", n)
     assert len(report.removed) == removed
     assert pq.read_metadata(tmp_path / "clean.parquet").num_rows == 7473 - removed
 
