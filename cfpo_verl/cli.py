@@ -165,6 +165,37 @@ def mix(
 
 
 @data_app.command(
+    epilog="Example: cfpo-verl data decontaminate data/gsm8k/train.parquet --against data/gsm8k/test.parquet "
+    "--against data/math500/test.parquet --out clean.parquet",
+)
+def decontaminate(
+    train: Annotated[Path, typer.Argument(help="Parquet file to clean.")],
+    against: Annotated[list[Path], typer.Option(help="Evaluation file; give it once for each file.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write; a report of what was left out goes beside it.")],
+    words: Annotated[int, typer.Option(help="So many words in a row that both have are evidence.")] = 8,
+) -> None:
+    """Leave out training problems that share words in a row with an evaluation problem."""
+    from rich.console import Console
+
+    from cfpo_verl.data_prep import decontaminate as cleaning
+
+    try:
+        with Console(file=sys.stderr).status("reading the evaluation files") as status:
+            report = cleaning.decontaminate(
+                train, against, out, words, lambda done, rows: status.update(f"{done:,} of {rows:,} rows compared")
+            )
+    except (ValueError, OSError) as error:
+        _fail("data decontaminate", error)
+    for removed in report.removed[:5]:
+        typer.echo(
+            f"row {removed.index}: {removed.evaluation_file}, row {removed.evaluation_index}: {removed.shared}",
+            err=True,
+        )
+    typer.echo(f"{len(report.removed)} of {report.rows} rows left out, see {out.stem}.contaminated.json", err=True)
+    typer.echo(out)
+
+
+@data_app.command(
     epilog="Examples: cfpo-verl data stats data/gsm8k/train.parquet;  "
     "cfpo-verl data stats data/gsm8k/train.parquet --tokenizer models/tiny --out lengths.png",
 )

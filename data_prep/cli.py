@@ -45,10 +45,18 @@ def prepare_command(source: Source) -> Callable[..., None]:
                 show_default=source.excludes.hub_id if source.excludes else False,
             ),
         ] = None,
+        near_duplicates: Annotated[
+            float | None,
+            typer.Option(
+                help="Leave out problems that have this share of their word triples, all quantities and the answer "
+                "in common with an earlier one, for example 0.7.",
+                show_default="keep them",
+            ),
+        ] = None,
     ) -> None:
         from rich.console import Console
 
-        options = Options(split, limit, seed, prompt_template, tokenizer, max_prompt_tokens, exclude)
+        options = Options(split, limit, seed, prompt_template, tokenizer, max_prompt_tokens, exclude, near_duplicates)
         try:
             with Console(file=sys.stderr).status(f"{source.name}: reading") as status:
                 path, account = prepare(

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from cfpo_verl.data_prep.near_duplicates import find_near_duplicates
 from cfpo_verl.data_prep.reading import BATCH_ROWS, distinct, read_batches
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, to_row
 from cfpo_verl.data_prep.source import Dropped, Source, template_text
@@ -50,6 +51,8 @@ class Options:
         tokenizer: Folder or hub id of the tokenizer that counts prompt tokens.
         max_prompt_tokens: Drop longer prompts, chat template included.
         exclude: File or hub id of the problems to leave out; None for what the source says.
+        near_duplicates: Leave out problems that share at least this share of their word triples, and all quantities
+            and the answer, with an earlier one; None to keep them.
     """
 
     split: str = "train"
@@ -59,6 +62,7 @@ class Options:
     tokenizer: str | None = None
     max_prompt_tokens: int | None = None
     exclude: str | None = None
+    near_duplicates: float | None = None
 
 
 def prepare(
@@ -87,6 +91,8 @@ def prepare(
     """
     if options.limit is not None and options.limit < 1:
         raise DataError(f"limit must be at least 1, got {options.limit}")
+    if options.near_duplicates is not None and not 0 < options.near_duplicates <= 1:
+        raise DataError(f"near_duplicates must be above 0 and at most 1, got {options.near_duplicates}")
     if (options.tokenizer is None) != (options.max_prompt_tokens is None):
         raise DataError("a tokenizer and max_prompt_tokens go together: give both or none")
     template = template_text(options.prompt_template or source.template)
@@ -191,12 +197,16 @@ def _tables(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
 def _select(spool: Path, conflicting: set[str], options: Options, account: Account) -> Iterator[pa.Table]:
     """Yield the rows of the spool that no other row contradicts, in the order and number asked for, numbered anew."""
     written = 0
+    similar = _near_duplicates(spool, conflicting, options.near_duplicates)
     for table in _in_order(spool, options.seed):
-        if conflicting:
-            keys = [fingerprint(normalise(text)) for text in _problem_texts(table)]
-            fit = pa.array([key not in conflicting for key in keys])
-            account.dropped += Counter({"answers to one problem contradict each other": fit.false_count})
-            table = table.filter(fit)  # noqa: PLW2901
+        if conflicting or similar:
+            keys = _problem_keys(table)
+            contradicted = [key in conflicting for key in keys]
+            repeated = [key in similar for key in keys]
+            account.dropped += Counter(
+                {"answers to one problem contradict each other": sum(contradicted), "a near duplicate": sum(repeated)}
+            )
+            table = table.filter(pa.array([not (a or b) for a, b in zip(contradicted, repeated, strict=True)]))  # noqa: PLW2901
         if options.limit is not None and written + len(table) > options.limit:
             account.dropped["beyond the limit"] += written + len(table) - options.limit
             table = table.slice(0, options.limit - written)  # noqa: PLW2901
@@ -220,6 +230,24 @@ def _in_order(spool: Path, seed: int | None) -> Iterator[pa.Table]:
 
 def _problem_texts(table: pa.Table) -> list[str]:
     return pc.struct_field(table["extra_info"], "problem").to_pylist()
+
+
+def _problem_keys(table: pa.Table) -> list[str]:
+    return [fingerprint(normalise(text)) for text in _problem_texts(table)]
+
+
+def _near_duplicates(spool: Path, conflicting: set[str], threshold: float | None) -> set[str]:
+    """Return the keys of the problems that nearly repeat an earlier one which is not contradicted."""
+    if threshold is None:
+        return set()
+    table = pq.read_table(spool, columns=["extra_info", "reward_model"])
+    keys = _problem_keys(table)
+    table = table.filter(pa.array([key not in conflicting for key in keys]))
+    keys = [key for key in keys if key not in conflicting]
+    golds = pc.struct_field(table["reward_model"], "ground_truth").to_pylist()
+    return {
+        keys[dropped] for _kept, dropped, _similarity in find_near_duplicates(_problem_texts(table), threshold, golds)
+    }
 
 
 def _name_of(value: Any) -> Any:

@@ -104,6 +104,24 @@ def test_validate_command(run_cli, tmp_path):
     assert "go together" in run_cli("data", "validate", good, "--tokenizer", "x").stderr
 
 
+def test_decontaminate_command(run_cli, tmp_path):
+    shared = "the quick brown fox jumps over the lazy dog today"
+    rows = [*make_rows(3), to_row(Problem(f"Why, {shared}, is it so?", "1"), "arithmetic", "math", "train", 3)]
+    train = write_rows(tmp_path / "train.parquet", rows)
+    test = write_rows(
+        tmp_path / "test.parquet", [to_row(Problem(f"See {shared}!", "2"), "arithmetic", "math", "test", 0)]
+    )
+    result = run_cli("data", "decontaminate", train, "--against", test, "--out", "clean.parquet")
+    assert (result.returncode, result.stdout) == (0, "clean.parquet\n"), result.stderr
+    assert "1 of 4 rows left out, see clean.contaminated.json" in result.stderr
+    assert "the quick brown fox jumps over the lazy" in result.stderr
+    assert len(pq.read_table(tmp_path / "clean.parquet")) == 3
+    assert run_cli("data", "decontaminate", train, "--against", "none.parquet", "--out", "x.parquet").returncode == 2
+    assert (
+        run_cli("data", "decontaminate", train, "--against", test, "--out", "x.parquet", "--words", "0").returncode == 2
+    )
+
+
 @pytest.mark.parametrize(
     ("sizes", "weights", "rows", "expected"),
     [

@@ -271,6 +271,34 @@ def test_seed_shuffles_and_limit_cuts(tmp_path):
     assert account.dropped == {"beyond the limit": 42}
 
 
+def test_near_duplicates_are_left_out_when_asked_for(tmp_path):
+    long = (
+        "A farmer in a small village has {} apples in the old barn and gives {} of them to his neighbour. {} are left?"
+    )
+    raw = gsm_rows(
+        (long.format(9, 3, "How many"), "6"),
+        (long.format(9, 3, "How many apples"), "6"),
+        (long.format(9, 4, "How many"), "5"),  # other numbers
+        (long.format(9, 3, "So how many"), "7"),  # another answer
+    )
+    origin = write_jsonl(tmp_path / "a.jsonl", raw)
+    path, account = prepare(gsm8k.SOURCE, tmp_path / "out", origin, Options(near_duplicates=0.7))
+    assert golds(path) == ["6", "5", "7"]
+    assert account.dropped == {"a near duplicate": 1}
+    assert prepare(gsm8k.SOURCE, tmp_path / "out", origin)[1].dropped == {}
+
+
+def test_a_near_duplicate_of_a_contradicted_problem_stays(tmp_path):
+    long = "A farmer in a small village has 9 apples in the old barn and gives 3 of them to his neighbour. {} are left?"
+    raw = gsm_rows(
+        (long.format("How many"), "6"), (long.format("How many apples"), "6"), (long.format("how many"), "5")
+    )
+    origin = write_jsonl(tmp_path / "a.jsonl", raw)
+    path, account = prepare(gsm8k.SOURCE, tmp_path / "out", origin, Options(near_duplicates=0.7))
+    assert [row["extra_info"]["problem"] for row in rows_of(path)] == [long.format("How many apples")]
+    assert "a near duplicate" not in account.dropped
+
+
 def test_prompts_follow_a_template(tmp_path):
     origin = write_jsonl(tmp_path / "a.jsonl", gsm_rows(("A {x}?", "1")))
     for template, expected in [
@@ -389,6 +417,8 @@ def test_missing_files_are_named(tmp_path, suffix):
         ({"tokenizer": "t"}, "go together: give both or none"),
         ({"max_prompt_tokens": 5}, "go together: give both or none"),
         ({"tokenizer": "./nowhere", "max_prompt_tokens": 5}, "tokenizer ./nowhere: cannot be loaded"),
+        ({"near_duplicates": 0.0}, "near_duplicates must be above 0 and at most 1, got 0.0"),
+        ({"near_duplicates": 1.1}, "near_duplicates must be above 0 and at most 1, got 1.1"),
         ({"exclude": "a.jsonl"}, "gsm8k excludes nothing, got exclude=a.jsonl"),
     ],
 )
