@@ -1,6 +1,6 @@
-"""Time of decontamination beside its straightforward version, in one run.
+"""Time of decontamination and of deduplication beside their straightforward versions, in one run.
 
-    python -m benchmarks.data                                   # 220,000 rows against 8,000 evaluation problems
+    python -m benchmarks.data                                   # 220,000 rows to decontaminate, 1,800,000 to deduplicate
     python -m benchmarks.data --rows 20000 --gsm8k gsm8k_train.jsonl --out a.json
 
 The problems are generated stories about money of about 80 words, and the questions of a GSM8K file if one is given,
@@ -8,23 +8,31 @@ repeated as often as needed, each time after another generated sentence. The str
 words of the evaluation problems as tuples in a set and asks for each run of each row, in a loop over a pandas frame.
 It cuts texts into words as ours does, has no rule for instructions, of which these files have none, and holds all
 rows in memory at once.
+
+Deduplication is `prepare` of DAPO-Math-17k: read, find repeated rows, extract, check, write. The straightforward
+version reads the same file into a pandas frame, takes problem and answer out of the nested columns, and drops
+duplicates; it neither checks nor writes.
 """
 
 import argparse
 import json
 import platform
 import random
+import resource
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cfpo_verl.data_prep import dapo_math_17k
 from cfpo_verl.data_prep.decontaminate import NGRAM_WORDS, decontaminate
+from cfpo_verl.data_prep.prepare import prepare
 from cfpo_verl.data_prep.schema import SCHEMA, Problem, to_row
 from cfpo_verl.data_prep.text import words
 from rich.console import Console
@@ -134,6 +142,74 @@ def measure(rows: int, evaluation_rows: int, real: list[str]) -> list[dict[str, 
     return results
 
 
+def write_dapo(path: Path, rows: int, distinct: int) -> Path:
+    """Write rows in the columns of the public DAPO file, drawn from `distinct` different ones."""
+    generator, draw = random.Random(0), np.random.default_rng(0)
+    problems = [story(generator) for _ in range(distinct)]
+    prompts = pa.array([dapo_math_17k.BEFORE + problem + dapo_math_17k.AFTER for problem in problems])
+    answers = pa.array([str(number) for number in range(distinct)])
+    writer = None
+    for start in range(0, rows, 100_000):
+        count = min(100_000, rows - start)
+        chosen = pa.array(draw.integers(0, distinct, count))
+        message = pa.StructArray.from_arrays([pa.array(["user"] * count), prompts.take(chosen)], ["role", "content"])
+        style = pa.array(["rule-lighteval/MATH_v2"] * count)
+        batch = pa.RecordBatch.from_arrays(
+            [
+                pa.array(["math_dapo"] * count),
+                pa.ListArray.from_arrays(pa.array(range(count + 1), pa.int32()), message),
+                pa.array(["MATH"] * count),
+                pa.StructArray.from_arrays([answers.take(chosen), style], ["ground_truth", "style"]),
+                pa.StructArray.from_arrays([chosen.cast(pa.string())], ["index"]),
+            ],
+            ["data_source", "prompt", "ability", "reward_model", "extra_info"],
+        )
+        writer = writer or pq.ParquetWriter(path, batch.schema)
+        writer.write_batch(batch)
+    writer.close()
+    return path
+
+
+def plain_deduplicate(path: Path) -> int:
+    """Do the same as one would write it down; return the number of rows left."""
+    frame = pd.read_parquet(path, columns=["prompt", "reward_model"])
+    frame["problem"] = [prompt[0]["content"] for prompt in frame["prompt"]]
+    frame["answer"] = [reward_model["ground_truth"] for reward_model in frame["reward_model"]]
+    return len(frame.drop_duplicates(["problem", "answer"]))
+
+
+def measure_deduplication(rows: int, distinct: int) -> list[dict[str, Any]]:
+    """Return one row per version and size; `growth` is relative to the same version for a tenth of the rows."""
+    results = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for size in (rows // 10, rows):
+            path = write_dapo(folder / f"dapo_{size}.parquet", size, distinct)
+            for version, run in (
+                ("cfpo_verl", lambda path=path: prepare(dapo_math_17k.SOURCE, folder, str(path))[1].rows_out),
+                ("plain", lambda path=path: plain_deduplicate(path)),
+            ):
+                start = time.perf_counter()
+                left = run()
+                results.append(result(version, size, time.perf_counter() - start, size - left))
+    peers = {(row["version"], row["rows"]): row["time_s"] for row in results}
+    for row in results:
+        row["time_ratio"] = row["time_s"] / peers["cfpo_verl", row["rows"]]
+        row["growth"] = row["time_s"] / peers[row["version"], rows // 10]
+    return results
+
+
+def print_rows(rows: list[dict[str, Any]], title: str) -> None:
+    """Print rows as a table, ratios with two decimals."""
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "version" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    # Wide enough for every column, also where there is no terminal to ask for its width.
+    Console(width=120).print(table)
+
+
 def result(version: str, rows: int, elapsed_s: float, removed: int) -> dict[str, Any]:
     """Return a row of the table."""
     return {
@@ -150,20 +226,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=220_000, help="of the training file (default: %(default)s)")
     parser.add_argument("--evaluation-rows", type=int, default=8000, help="default: %(default)s")
+    parser.add_argument("--dapo-rows", type=int, default=1_800_000, help="of DAPO's shape (default: %(default)s)")
     parser.add_argument("--gsm8k", type=Path, help="a GSM8K .jsonl file whose questions are mixed in")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/data.json"), help="default: %(default)s")
     arguments = parser.parse_args()
-    if arguments.rows < 1000:
-        parser.error(f"--rows must be at least 1000, got {arguments.rows}")
+    if min(arguments.rows, arguments.dapo_rows) < 1000:
+        parser.error(f"--rows and --dapo-rows must be at least 1000, got {arguments.rows} and {arguments.dapo_rows}")
     lines = arguments.gsm8k.read_text(encoding="utf-8").splitlines() if arguments.gsm8k else []
     results = measure(arguments.rows, arguments.evaluation_rows, [json.loads(line)["question"] for line in lines])
-    table = Table(title=f"decontamination against {arguments.evaluation_rows} problems")
-    for column in results[0]:
-        table.add_column(column, justify="left" if column == "version" else "right", no_wrap=True)
-    for row in results:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    # Wide enough for every column, also where there is no terminal to ask for its width.
-    Console(width=120).print(table)
+    print_rows(results, f"decontamination against {arguments.evaluation_rows} problems")
+    deduplication = measure_deduplication(arguments.dapo_rows, min(17_398, arguments.dapo_rows // 10))
+    print_rows(deduplication, "deduplication of rows in DAPO's shape")
+    # The resident size of this process at its highest, of both versions and both parts together.
+    print(f"peak memory of all of this: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB")
     arguments.out.write_text(
         json.dumps(
             {
@@ -171,6 +246,7 @@ def main() -> None:
                 "processor": platform.processor() or platform.machine(),
                 "evaluation_rows": arguments.evaluation_rows,
                 "decontamination": results,
+                "deduplication": deduplication,
             },
             indent=1,
         )

@@ -39,7 +39,7 @@ def test_a_shape_that_is_none_is_refused():
 
 def test_decontamination_is_compared_with_the_straightforward_version(tmp_path):
     out = tmp_path / "data.json"
-    result = run("data", "--rows", "2000", "--evaluation-rows", "50", "--out", str(out))
+    result = run("data", "--rows", "2000", "--evaluation-rows", "50", "--dapo-rows", "2000", "--out", str(out))
     assert result.returncode == 0, result.stderr
     rows = json.loads(out.read_text())["decontamination"]
     assert [(row["version"], row["rows"]) for row in rows] == [
