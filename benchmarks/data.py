@@ -1,6 +1,6 @@
 """Time of decontamination and of deduplication beside their straightforward versions, in one run.
 
-    python -m benchmarks.data                                   # 220,000 rows to decontaminate, 1,800,000 to deduplicate
+    python -m benchmarks.data                                  # 220,000 rows to decontaminate, 1,800,000 to deduplicate
     python -m benchmarks.data --rows 20000 --gsm8k gsm8k_train.jsonl --out a.json
 
 The problems are generated stories about money of about 80 words, and the questions of a GSM8K file if one is given,
