@@ -35,8 +35,8 @@ from cfpo_verl.data_prep.decontaminate import NGRAM_WORDS, decontaminate
 from cfpo_verl.data_prep.prepare import prepare
 from cfpo_verl.data_prep.schema import SCHEMA, Problem, to_row
 from cfpo_verl.data_prep.text import words
-from rich.console import Console
-from rich.table import Table
+
+from benchmarks.tables import print_rows
 
 _BATCH_ROWS = 10000
 # One in so many rows of the training file is a copy of an evaluation problem.
@@ -197,17 +197,6 @@ def measure_deduplication(rows: int, distinct: int) -> list[dict[str, Any]]:
         row["time_ratio"] = row["time_s"] / peers["cfpo_verl", row["rows"]]
         row["growth"] = row["time_s"] / peers[row["version"], rows // 10]
     return results
-
-
-def print_rows(rows: list[dict[str, Any]], title: str) -> None:
-    """Print rows as a table, ratios with two decimals."""
-    table = Table(title=title)
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "version" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    # Wide enough for every column, also where there is no terminal to ask for its width.
-    Console(width=120).print(table)
 
 
 def result(version: str, rows: int, elapsed_s: float, removed: int) -> dict[str, Any]:

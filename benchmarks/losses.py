@@ -24,12 +24,11 @@ import numpy as np
 import psutil
 import torch
 import verl  # noqa: F401  loads the plugin
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
+from benchmarks.tables import print_rows
 from cfpo_verl.config import CfpoLossConfig, CfpoSequenceLossConfig, DrpoLossConfig
 
 LOSSES: dict[str, PolicyLossConfig] = {
@@ -212,17 +211,6 @@ def measure_advantages(shape: tuple[int, int], budget_s: float) -> list[dict[str
             }
         )
     return rows
-
-
-def print_rows(rows: list[dict[str, Any]], title: str) -> None:
-    """Print rows as a table, ratios with two decimals."""
-    table = Table(title=title)
-    for column in rows[0]:
-        table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    # Wide enough for every column, also where there is no terminal to ask for its width.
-    Console(width=120).print(table)
 
 
 def shape_of(text: str) -> tuple[int, int]:

@@ -1,17 +1,7 @@
 """AIME 2024: 30 problems, answers from 0 to 999."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from cfpo_verl.data_prep.answers import asked, number
-from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.data_prep.answers import columns, number
 from cfpo_verl.data_prep.source import Source
-
-
-def to_problem(row: Mapping[str, Any]) -> Problem:
-    """Read problem, answer, id."""
-    return Problem(asked(row["problem"]), number(row["answer"]), str(row.get("id", "")))
-
 
 SOURCE = Source(
     name="aime24",
@@ -22,7 +12,7 @@ SOURCE = Source(
     optional_columns=("id",),
     splits=("train",),
     evaluation_only=True,
-    to_problem=to_problem,
+    to_problem=columns("problem", "answer", number, source_id="id"),
 )
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""How sources state their final answers. Each function returns the answer or raises `Dropped` with the reason."""
+"""How sources state their problems and final answers. What is not there raises `Dropped` with the reason."""
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from cfpo_verl.data_prep.schema import Problem
 from cfpo_verl.data_prep.source import Dropped
 
 from cfpo_verl.rewards.extract import last_boxed, normalise_answer, parse_number
@@ -74,3 +76,22 @@ def asked(problem: Any) -> str:
     if not isinstance(problem, str) or not problem.strip():
         raise Dropped("empty problem")
     return problem.strip()
+
+
+def columns(
+    problem: str, answer: str, read_answer: Callable[[Any], str], source_id: str | None = None
+) -> Callable[[Mapping[str, Any]], Problem]:
+    """Return the `to_problem` of a source whose problem and answer are in a column each.
+
+    Args:
+        problem: Name of the column with the problem.
+        answer: Name of the column with the answer, or with the solution that it ends.
+        read_answer: One of the functions above.
+        source_id: Name of the column with an id, which may be missing.
+    """
+
+    def to_problem(row: Mapping[str, Any]) -> Problem:
+        found = row.get(source_id) if source_id else None
+        return Problem(asked(row[problem]), read_answer(row[answer]), "" if found is None else str(found))
+
+    return to_problem

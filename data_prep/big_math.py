@@ -1,17 +1,7 @@
 """Big-Math: 250,000 problems chosen for RL, with verifiable answers."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from cfpo_verl.data_prep.answers import asked, stated
-from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.data_prep.answers import columns, stated
 from cfpo_verl.data_prep.source import Source
-
-
-def to_problem(row: Mapping[str, Any]) -> Problem:
-    """Read problem, answer."""
-    return Problem(asked(row["problem"]), stated(row["answer"]))
-
 
 SOURCE = Source(
     name="big_math",
@@ -19,7 +9,7 @@ SOURCE = Source(
     hub_id="SynthLabsAI/Big-Math-RL-Verified",
     licence="Apache-2.0",
     columns=("problem", "answer"),
-    to_problem=to_problem,
+    to_problem=columns("problem", "answer", stated),
 )
 
 if __name__ == "__main__":

@@ -1,17 +1,7 @@
 """DeepScaleR: AIME and AMC before 2023, Omni-MATH and STILL, with final answers."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from cfpo_verl.data_prep.answers import asked, stated
-from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.data_prep.answers import columns, stated
 from cfpo_verl.data_prep.source import Source
-
-
-def to_problem(row: Mapping[str, Any]) -> Problem:
-    """Read problem, answer."""
-    return Problem(asked(row["problem"]), stated(row["answer"]))
-
 
 SOURCE = Source(
     name="deepscaler",
@@ -19,7 +9,7 @@ SOURCE = Source(
     hub_id="agentica-org/DeepScaleR-Preview-Dataset",
     licence="MIT",
     columns=("problem", "answer"),
-    to_problem=to_problem,
+    to_problem=columns("problem", "answer", stated),
 )
 
 if __name__ == "__main__":

@@ -1,17 +1,7 @@
 """GSM8K: grade-school word problems whose worked solution ends in `#### n`."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from cfpo_verl.data_prep.answers import after_hashes, asked
-from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.data_prep.answers import after_hashes, columns
 from cfpo_verl.data_prep.source import Source
-
-
-def to_problem(row: Mapping[str, Any]) -> Problem:
-    """Read question, answer."""
-    return Problem(asked(row["question"]), after_hashes(row["answer"]))
-
 
 SOURCE = Source(
     name="gsm8k",
@@ -21,7 +11,7 @@ SOURCE = Source(
     licence="MIT",
     columns=("question", "answer"),
     splits=("train", "test"),
-    to_problem=to_problem,
+    to_problem=columns("question", "answer", after_hashes),
     template="hashes",
 )
 

@@ -1,17 +1,7 @@
 """MATH-500: 500 test problems of MATH."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from cfpo_verl.data_prep.answers import asked, stated
-from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.data_prep.answers import columns, stated
 from cfpo_verl.data_prep.source import Source
-
-
-def to_problem(row: Mapping[str, Any]) -> Problem:
-    """Read problem, answer, unique_id."""
-    return Problem(asked(row["problem"]), stated(row["answer"]), str(row.get("unique_id") or ""))
-
 
 SOURCE = Source(
     name="math500",
@@ -22,7 +12,7 @@ SOURCE = Source(
     optional_columns=("unique_id",),
     splits=("test",),
     evaluation_only=True,
-    to_problem=to_problem,
+    to_problem=columns("problem", "answer", stated, source_id="unique_id"),
 )
 
 if __name__ == "__main__":

@@ -1,17 +1,7 @@
 """Minerva MATH: 272 undergraduate problems of the sciences, the answer boxed in the solution."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from cfpo_verl.data_prep.answers import asked, in_last_box
-from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.data_prep.answers import columns, in_last_box
 from cfpo_verl.data_prep.source import Source
-
-
-def to_problem(row: Mapping[str, Any]) -> Problem:
-    """Read problem, solution."""
-    return Problem(asked(row["problem"]), in_last_box(row["solution"]))
-
 
 SOURCE = Source(
     name="minerva_math",
@@ -21,7 +11,7 @@ SOURCE = Source(
     columns=("problem", "solution"),
     splits=("test",),
     evaluation_only=True,
-    to_problem=to_problem,
+    to_problem=columns("problem", "solution", in_last_box),
 )
 
 if __name__ == "__main__":

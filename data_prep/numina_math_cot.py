@@ -1,17 +1,7 @@
 """NuminaMath-CoT: 860,000 problems of school and competitions, the answer boxed in the solution if anywhere."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from cfpo_verl.data_prep.answers import asked, in_last_box
-from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.data_prep.answers import columns, in_last_box
 from cfpo_verl.data_prep.source import Source
-
-
-def to_problem(row: Mapping[str, Any]) -> Problem:
-    """Read problem, solution."""
-    return Problem(asked(row["problem"]), in_last_box(row["solution"]))
-
 
 SOURCE = Source(
     name="numina_math_cot",
@@ -20,7 +10,7 @@ SOURCE = Source(
     licence="Apache-2.0",
     columns=("problem", "solution"),
     splits=("train", "test"),
-    to_problem=to_problem,
+    to_problem=columns("problem", "solution", in_last_box),
 )
 
 if __name__ == "__main__":
