@@ -92,6 +92,27 @@ def few_shot_sums(
         typer.echo(path)
 
 
+@prepare_app.command(
+    epilog="Example: cfpo-verl data prepare reasoning-gym --task chain_sum --out data/chain_sum --count 2000",
+)
+def reasoning_gym(
+    task: Annotated[str, typer.Option(help="Name of a task of the package reasoning-gym.")],
+    out: Annotated[Path, typer.Option(help="Folder for train.parquet and test.parquet.")],
+    count: Annotated[int, typer.Option(help="Problems in train.parquet.")] = 1024,
+    held_out: Annotated[int, typer.Option(help="Problems in test.parquet.")] = 64,
+    seed: Annotated[int, typer.Option(help="Decides the problems and their order.")] = 0,
+) -> None:
+    """Write generated tasks of Reasoning Gym (pip install reasoning-gym): questions and answers."""
+    from cfpo_verl.data_prep import reasoning_gym_tasks as source
+
+    try:
+        paths = source.prepare(out, task=task, count=count, held_out=held_out, seed=seed)
+    except (ValueError, OSError) as error:
+        _fail("data prepare reasoning-gym", error)
+    for path in paths:
+        typer.echo(path)
+
+
 def _add_public_sources() -> None:
     from cfpo_verl.data_prep.cli import epilog, prepare_command
     from cfpo_verl.data_prep.sources import SOURCES

@@ -4,7 +4,8 @@ import itertools
 import random
 from pathlib import Path
 
-from cfpo_verl.data_prep.schema import Problem, write_train_and_test
+from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.data_prep.writing import write_train_and_test
 
 DATA_SOURCE = "arithmetic"
 
@@ -40,4 +41,5 @@ def prepare(out: Path, operands: int, held_out: int, seed: int) -> list[Path]:
     Raises:
         ValueError: If the held-out problems leave none to train on.
     """
-    return write_train_and_test(out, make_problems(operands, seed), held_out, DATA_SOURCE)
+    arguments = {"operands": operands, "held_out": held_out, "seed": seed}
+    return write_train_and_test(out, make_problems(operands, seed), held_out, DATA_SOURCE, arguments)

@@ -6,7 +6,8 @@ A prompt is `12 + 7 = 19` and three more such lines, then `30 + 4 =`; the answer
 import random
 from pathlib import Path
 
-from cfpo_verl.data_prep.schema import Problem, write_train_and_test
+from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.data_prep.writing import write_train_and_test
 
 DATA_SOURCE = "few_shot_sums"
 
@@ -49,4 +50,6 @@ def prepare(out: Path, count: int, held_out: int, largest: int, shots: int, seed
             f"count ({count}) and held_out ({held_out}) must be at least 1, and together at most the {largest**2} "
             f"different sums of two terms up to {largest}"
         )
-    return write_train_and_test(out, make_problems(count + held_out, largest, shots, seed), held_out, DATA_SOURCE)
+    problems = make_problems(count + held_out, largest, shots, seed)
+    arguments = {"count": count, "held_out": held_out, "largest": largest, "shots": shots, "seed": seed}
+    return write_train_and_test(out, problems, held_out, DATA_SOURCE, arguments)

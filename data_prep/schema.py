@@ -110,27 +110,6 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def write_train_and_test(out: Path, problems: Sequence[Problem], held_out: int, data_source: str) -> list[Path]:
-    """Write `test.parquet` with the first `held_out` problems and `train.parquet` with the others.
-
-    Returns:
-        The two paths, train first.
-
-    Raises:
-        ValueError: If that leaves one of them without problems.
-    """
-    if not 0 < held_out < len(problems):
-        raise ValueError(f"held_out must be between 1 and {len(problems) - 1}, got {held_out}")
-    splits = {"train": problems[held_out:], "test": problems[:held_out]}
-    return [
-        write_rows(
-            out / f"{split}.parquet",
-            [to_row(problem, data_source, "math", split, index) for index, problem in enumerate(members)],
-        )
-        for split, members in splits.items()
-    ]
-
-
 def _has_fields(kind: pa.DataType, *names: str) -> bool:
     return pa.types.is_struct(kind) and all(kind.get_field_index(name) >= 0 for name in names)
 

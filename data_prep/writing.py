@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from cfpo_verl.data_prep.schema import SCHEMA, DataError, check_file
+from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, check_file, to_row
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:
@@ -60,6 +60,37 @@ def put_in_place(path: Path, tables: Iterable[pa.Table], describe: Callable[[], 
         unfinished.replace(path)
         unfinished_manifest.replace(path.with_suffix(".manifest.json"))
     return rows
+
+
+def write_train_and_test(
+    out: Path, problems: Sequence[Problem], held_out: int, data_source: str, arguments: Mapping[str, Any]
+) -> list[Path]:
+    """Write generated problems: the first `held_out` to `test.parquet`, the others to `train.parquet`.
+
+    Args:
+        out: Folder for the two files and their manifests.
+        problems: All different.
+        held_out: Number of problems in the test file.
+        data_source: A key of `cfpo_verl.data_sources.DATA_SOURCES`.
+        arguments: What the problems were generated from, for the manifests.
+
+    Returns:
+        The two paths, train first.
+
+    Raises:
+        ValueError: If that leaves one of them without problems.
+    """
+    if not 0 < held_out < len(problems):
+        raise ValueError(f"held_out must be between 1 and {len(problems) - 1}, got {held_out}")
+    paths = []
+    for split, members in (("train", problems[held_out:]), ("test", problems[:held_out])):
+        rows = [to_row(problem, data_source, "math", split, index) for index, problem in enumerate(members)]
+        tables = [pa.Table.from_pylist(rows, schema=SCHEMA)]
+        paths.append(out / f"{split}.parquet")
+        put_in_place(
+            paths[-1], tables, lambda: {"source": data_source, "generated": True, "arguments": dict(arguments)}
+        )
+    return paths
 
 
 def renumber(table: pa.Table, start: int) -> pa.Table:

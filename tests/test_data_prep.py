@@ -1,9 +1,14 @@
 """data_prep: what is written can be trained on, and what cannot is refused by name."""
 
+import json
+import random
+import sys
+import types
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cfpo_verl.data_prep import arithmetic, few_shot_sums
+from cfpo_verl.data_prep import arithmetic, few_shot_sums, reasoning_gym_tasks
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, check_file, read_problems, to_row, write_rows
 from cfpo_verl.data_prep.text import fingerprint
 
@@ -142,3 +147,61 @@ def test_check_names_an_empty_a_broken_and_a_missing_file(tmp_path):
 def test_check_allows_more_columns(tmp_path):
     pq.write_table(valid_table().append_column("level", pa.array([5])), tmp_path / "a.parquet")
     assert check_file(tmp_path / "a.parquet") == 1
+
+
+@pytest.fixture
+def gym(monkeypatch):
+    """A fake at the edge: the package is an optional extra with dependencies that are built from source."""
+    module = types.ModuleType("reasoning_gym")
+
+    def create_dataset(task, size, seed):
+        if task != "sums":
+            raise ValueError(f"Dataset '{task}' not registered")
+        numbers = random.Random(seed).choices(range(20), k=size)
+        return [{"question": f" {n}+1= ", "answer": str(n + 1) if n else None, "metadata": {}} for n in numbers]
+
+    module.create_dataset = create_dataset
+    monkeypatch.setitem(sys.modules, "reasoning_gym", module)
+
+
+def test_reasoning_gym_gives_different_problems_with_answers(gym, tmp_path):
+    paths = reasoning_gym_tasks.prepare(tmp_path, task="sums", count=6, held_out=3, seed=0)
+    train, test = map(read_problems, paths)
+    assert (len(train), len(test)) == (6, 3)
+    assert len({problem.question for problem in train + test}) == 9
+    assert all(eval(problem.question.rstrip("=")) == int(problem.answer) != 1 for problem in train + test)
+    again = reasoning_gym_tasks.prepare(tmp_path / "again", task="sums", count=6, held_out=3, seed=0)
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("task", "count", "message"),
+    [
+        ("prods", 3, "task 'prods': Dataset 'prods' not registered"),
+        ("sums", 40, r"task 'sums' gave only 19 different problems of 41\. Ask for fewer"),
+        ("sums", -1, "count must be at least 1, got 0"),
+    ],
+)
+def test_reasoning_gym_names_what_it_cannot_give(gym, tmp_path, task, count, message):
+    with pytest.raises(DataError, match=message):
+        reasoning_gym_tasks.prepare(tmp_path, task=task, count=count, held_out=1, seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reasoning_gym_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(DataError, match="Install it: pip install reasoning-gym"):
+        reasoning_gym_tasks.make_problems("chain_sum", 1, 0)
+
+
+def test_the_real_reasoning_gym(tmp_path):
+    pytest.importorskip("reasoning_gym", reason="needs the optional extra reasoning-gym")
+    train, _test = map(read_problems, reasoning_gym_tasks.prepare(tmp_path, "chain_sum", 20, 5, 0))
+    assert all(problem.answer.lstrip("-").isdigit() for problem in train)
+
+
+def test_generated_files_have_manifests(tmp_path):
+    train, _test = arithmetic.prepare(tmp_path, operands=2, held_out=30, seed=5)
+    manifest = json.loads(train.with_suffix(".manifest.json").read_text())
+    assert (manifest["source"], manifest["generated"], manifest["rows_out"]) == ("arithmetic", True, 70)
+    assert manifest["arguments"] == {"operands": 2, "held_out": 30, "seed": 5}

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 from cfpo_verl.data_prep.arithmetic import make_problems
-from cfpo_verl.data_prep.schema import Problem, read_problems, write_train_and_test
+from cfpo_verl.data_prep.schema import Problem, read_problems
+from cfpo_verl.data_prep.writing import write_train_and_test
 from conftest import clean_environment
 
 from cfpo_verl import warmup
@@ -39,7 +40,7 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stack")
     # Every answer is the same, so the warm-up takes seconds.
     problems = [Problem(problem.question, "7") for problem in make_problems(operands=2, seed=0)]
-    train_file, test_file = write_train_and_test(folder / "data" / "arithmetic", problems, 16, "arithmetic")
+    train_file, test_file = write_train_and_test(folder / "data" / "arithmetic", problems, 16, "arithmetic", {})
     config = warmup.WarmupConfig(evaluate_every=2, accuracy_high=1.0)
     made = warmup.warm_up(read_problems(train_file), read_problems(test_file), config)
     warmup.save(folder / "models" / "quickstart_seed0", *made, {})
