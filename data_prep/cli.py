@@ -53,6 +53,9 @@ def prepare_command(source: Source) -> Callable[..., None]:
                 show_default="keep them",
             ),
         ] = None,
+        engine: Annotated[
+            str, typer.Option(help="local, or ray for parquet larger than one machine. The output is the same.")
+        ] = "local",
     ) -> None:
         from rich.console import Console
 
@@ -60,7 +63,12 @@ def prepare_command(source: Source) -> Callable[..., None]:
         try:
             with Console(file=sys.stderr).status(f"{source.name}: reading") as status:
                 path, account = prepare(
-                    source, out, origin, options, lambda rows: status.update(f"{source.name}: {rows:,} rows read")
+                    source,
+                    out,
+                    origin,
+                    options,
+                    lambda rows: status.update(f"{source.name}: {rows:,} rows read"),
+                    engine,
                 )
         except (DataError, OSError) as error:
             typer.echo(f"cfpo-verl data prepare {source.name}: {error}", err=True)

@@ -13,15 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from cfpo_verl.data_prep.extracting import Extracted, extract_here, extract_with_ray
 from cfpo_verl.data_prep.near_duplicates import find_near_duplicates
-from cfpo_verl.data_prep.reading import BATCH_ROWS, distinct, read_batches
+from cfpo_verl.data_prep.reading import BATCH_ROWS, read_batches
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, to_row
-from cfpo_verl.data_prep.source import Dropped, Source, template_text
+from cfpo_verl.data_prep.source import Source, template_text
 from cfpo_verl.data_prep.text import fingerprint, normalise
 from cfpo_verl.data_prep.tokens import token_counter
 from cfpo_verl.data_prep.writing import put_in_place, renumber, sha256, write_tables
-
-from cfpo_verl.rewards import unfit_gold
 
 
 @dataclass
@@ -71,10 +70,12 @@ def prepare(
     origin: str | None = None,
     options: Options = Options(),
     on_progress: Callable[[int], None] = lambda rows: None,
+    engine: str = "local",
 ) -> tuple[Path, Account]:
     """Write `<split>.parquet` and `<split>.manifest.json`; the same input and options give the same bytes.
 
-    Rows are read in batches. In memory stay 16 bytes per distinct problem and, for a shuffle, the rows that are kept.
+    Rows are read in batches. In memory stay some hundred bytes per different problem and, for a shuffle or the search
+    for near duplicates, the rows that are kept.
 
     Args:
         source: The data set.
@@ -82,6 +83,7 @@ def prepare(
         origin: A local `.jsonl`, `.json` or `.parquet` file, or a hub id; None for the source's own.
         options: See there.
         on_progress: Called with the number of rows read so far.
+        engine: "local", or "ray" to read and extract on all machines of a Ray cluster; the output is the same.
 
     Returns:
         The path of the parquet file, and where the rows went.
@@ -102,14 +104,19 @@ def prepare(
     excluded = _excluded_problems(source, options)
     account, conflicting = Account(), set[str]()
 
-    batches = read_batches(source, origin, options.split)
+    if engine == "ray":
+        batches = extract_with_ray(origin, source)
+    elif engine == "local":
+        batches = extract_here(read_batches(source, origin, options.split), source)
+    else:
+        raise DataError(f"engine must be local or ray, got {engine!r}")
     # The first one is read before the folder is made: most of what can be wrong with the input shows there.
     batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=f".{options.split}.") as folder:
         # First everything, since a later row may contradict an earlier one; then what none contradicts.
         spool = Path(folder) / "spool.parquet"
-        problems = _usable(batches, source, excluded, account, conflicting, on_progress)
+        problems = _usable(batches, excluded, account, conflicting, on_progress)
         rows = (row for row in _rows(problems, source, options.split, template) if not too_long(row, account))
         write_tables(spool, _tables(rows))
         selected = _select(spool, conflicting, options, account)
@@ -124,8 +131,7 @@ def prepare(
 
 
 def _usable(
-    batches: Iterable[pa.RecordBatch],
-    source: Source,
+    batches: Iterable[tuple[list[Extracted], int]],
     excluded: set[str],
     account: Account,
     conflicting: set[str],
@@ -133,28 +139,21 @@ def _usable(
 ) -> Iterator[Problem]:
     """Yield each problem with a usable answer once; count the others, and collect those with different answers."""
     answers: dict[str, str] = {}
-    for rows, repeated in distinct(batches, source.columns):
+    for rows, repeated in batches:
         account.rows_in += len(rows) + repeated
         account.dropped.update({"the same row again": repeated} if repeated else {})
         for row in rows:
-            try:
-                problem = source.to_problem(row)
-            except Dropped as reason:
-                account.dropped[str(reason)] += 1
-                continue
-            key, answer = fingerprint(normalise(problem.question)), normalise(problem.answer)
-            unfit = unfit_gold(source.data_source, problem.answer)
-            if key in excluded:
+            if row.key in excluded:
                 account.dropped["excluded"] += 1
-            elif unfit:
-                account.dropped[f"answer {unfit}"] += 1
-            elif key in answers:
+            elif row.reason:
+                account.dropped[row.reason] += 1
+            elif row.key in answers:
                 account.dropped["the same problem again"] += 1
-                if answers[key] != answer:
-                    conflicting.add(key)
+                if answers[row.key] != row.answer:
+                    conflicting.add(row.key)
             else:
-                answers[key] = answer
-                yield problem
+                answers[row.key] = row.answer
+                yield row.problem
         on_progress(account.rows_in)
 
 

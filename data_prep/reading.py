@@ -132,7 +132,7 @@ def distinct(batches: Iterable[pa.RecordBatch], columns: Sequence[str]) -> Itera
     seen: set[tuple[int, int]] = set()
     for batch in batches:
         first = []
-        for position, key in enumerate(zip(*_row_hashes(batch.select(columns)), strict=True)):
+        for position, key in enumerate(zip(*row_hashes(batch.select(columns)), strict=True)):
             if key not in seen:
                 seen.add(key)
                 first.append(position)
@@ -140,8 +140,8 @@ def distinct(batches: Iterable[pa.RecordBatch], columns: Sequence[str]) -> Itera
         yield (batch.take(pa.array(first, pa.int64())) if repeated else batch).to_pylist(), repeated
 
 
-def _row_hashes(batch: pa.RecordBatch) -> list[list[int]]:
-    """Return two independent 64-bit hashes of every row, computed column by column."""
+def row_hashes(batch: pa.RecordBatch) -> list[list[int]]:
+    """Return two independent 64-bit hashes of every row, computed column by column; the same in every process."""
     columns = list(_flat_columns(batch))
     hashes = []
     for key in ("cfpo_verl 1st..", "cfpo_verl 2nd.."):

@@ -238,6 +238,51 @@ def test_batches_change_nothing(tmp_path, monkeypatch):
     assert account.rows_out == 36
 
 
+def test_ray_gives_the_same_rows_and_the_same_account(tmp_path, monkeypatch):
+    """Several row groups and batches, with repeated, contradicting and unusable rows among them."""
+    for module in ("reading", "extracting", "prepare"):
+        monkeypatch.setattr(f"cfpo_verl.data_prep.{module}.BATCH_ROWS", 16)
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"What is {number % 37} + 1?"}],
+            "reward_model": {
+                "ground_truth": "x" if number % 37 == 5 else str(number % 37 + (number == 73)),
+                "style": "",
+            },
+        }
+        for number in range(200)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=30)
+    origin = str(tmp_path / "a.parquet")
+    here, account = prepare(SOURCES["dapo_math_17k"], tmp_path / "here", origin)
+    there, other_account = prepare(SOURCES["dapo_math_17k"], tmp_path / "there", origin, engine="ray")
+    assert account == other_account
+    assert account.rows_out == 35
+    assert set(account.dropped) == {
+        "the same row again",
+        "the same problem again",
+        "answer is not a plain number",
+        "answers to one problem contradict each other",
+    }
+    assert here.read_bytes() == there.read_bytes()
+    with pytest.raises(DataError, match="column 'question' is missing"):
+        prepare(gsm8k.SOURCE, tmp_path / "out", origin, engine="ray")
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "message"),
+    [
+        ("ray", "a.jsonl", "the engine ray reads parquet files and folders of them"),
+        ("ray", "nowhere.parquet", "nowhere.parquet: no such file"),
+        ("spark", "a.jsonl", "engine must be local or ray, got 'spark'"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused(tmp_path, engine, name, message):
+    write_jsonl(tmp_path / "a.jsonl", gsm_rows(("A?", "1")))
+    with pytest.raises(DataError, match=message):
+        prepare(gsm8k.SOURCE, tmp_path / "out", str(tmp_path / name), engine=engine)
+
+
 def test_the_same_input_gives_the_same_bytes_and_a_manifest(tmp_path):
     origin = write_jsonl(tmp_path / "a.jsonl", gsm_rows(("A?", "1"), ("B?", "2"), ("B?", "2")))
     first, second = (prepare(gsm8k.SOURCE, tmp_path / name, origin, Options(seed=3))[0] for name in ("x", "y"))
