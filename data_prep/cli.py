@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from cfpo_verl.data_prep.prepare import Options, prepare
+from cfpo_verl.data_prep.prepare import NEAR_DUPLICATES, Options, prepare
 from cfpo_verl.data_prep.schema import DataError
 from cfpo_verl.data_prep.source import Source
 
@@ -49,8 +49,8 @@ def prepare_command(source: Source) -> Callable[..., None]:
             float | None,
             typer.Option(
                 help="Leave out problems that have this share of their word triples, all quantities and the answer "
-                "in common with an earlier one, for example 0.7.",
-                show_default="keep them",
+                "in common with an earlier one; 0 keeps them.",
+                show_default="0, keep them" if source.evaluation_only else str(NEAR_DUPLICATES),
             ),
         ] = None,
         engine: Annotated[

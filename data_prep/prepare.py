@@ -22,6 +22,9 @@ from cfpo_verl.data_prep.text import fingerprint, normalise
 from cfpo_verl.data_prep.tokens import token_counter
 from cfpo_verl.data_prep.writing import put_in_place, renumber, sha256, write_tables
 
+# Of the runs of three words; what it finds in real data is in docs/data.md.
+NEAR_DUPLICATES = 0.7
+
 
 @dataclass
 class Account:
@@ -51,7 +54,8 @@ class Options:
         max_prompt_tokens: Drop longer prompts, chat template included.
         exclude: File or hub id of the problems to leave out; None for what the source says.
         near_duplicates: Leave out problems that share at least this share of their word triples, and all quantities
-            and the answer, with an earlier one; None to keep them.
+            and the answer, with an earlier one; 0 to keep them; None for `NEAR_DUPLICATES` in training data and 0 in
+            evaluation data, which must stay whole.
     """
 
     split: str = "train"
@@ -93,8 +97,11 @@ def prepare(
     """
     if options.limit is not None and options.limit < 1:
         raise DataError(f"limit must be at least 1, got {options.limit}")
-    if options.near_duplicates is not None and not 0 < options.near_duplicates <= 1:
-        raise DataError(f"near_duplicates must be above 0 and at most 1, got {options.near_duplicates}")
+    threshold = options.near_duplicates
+    if threshold is None:
+        threshold = 0.0 if source.evaluation_only else NEAR_DUPLICATES
+    if not 0 <= threshold <= 1:
+        raise DataError(f"near_duplicates must be at least 0 and at most 1, got {threshold}")
     if (options.tokenizer is None) != (options.max_prompt_tokens is None):
         raise DataError("a tokenizer and max_prompt_tokens go together: give both or none")
     template = template_text(options.prompt_template or source.template)
@@ -119,7 +126,8 @@ def prepare(
         problems = _usable(batches, excluded, account, conflicting, on_progress)
         rows = (row for row in _rows(problems, source, options.split, template) if not too_long(row, account))
         write_tables(spool, _tables(rows))
-        selected = _select(spool, conflicting, options, account)
+        similar = _near_duplicates(spool, conflicting, threshold)
+        selected = _select(spool, conflicting, similar, options, account)
         # None of it is written yet: the first rows tell whether there are any.
         first = list(itertools.islice(selected, 1))
         if not first:
@@ -193,10 +201,11 @@ def _tables(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(batch, schema=SCHEMA)
 
 
-def _select(spool: Path, conflicting: set[str], options: Options, account: Account) -> Iterator[pa.Table]:
-    """Yield the rows of the spool that no other row contradicts, in the order and number asked for, numbered anew."""
+def _select(
+    spool: Path, conflicting: set[str], similar: set[str], options: Options, account: Account
+) -> Iterator[pa.Table]:
+    """Yield the rows of the spool that are neither, in the order and number asked for, numbered anew."""
     written = 0
-    similar = _near_duplicates(spool, conflicting, options.near_duplicates)
     for table in _in_order(spool, options.seed):
         if conflicting or similar:
             keys = _problem_keys(table)
@@ -235,13 +244,13 @@ def _problem_keys(table: pa.Table) -> list[str]:
     return [fingerprint(normalise(text)) for text in _problem_texts(table)]
 
 
-def _near_duplicates(spool: Path, conflicting: set[str], threshold: float | None) -> set[str]:
+def _near_duplicates(spool: Path, conflicting: set[str], threshold: float) -> set[str]:
     """Return the keys of the problems that nearly repeat an earlier one which is not contradicted."""
-    if threshold is None:
+    if not threshold:
         return set()
     table = pq.read_table(spool, columns=["extra_info", "reward_model"])
     keys = _problem_keys(table)
-    table = table.filter(pa.array([key not in conflicting for key in keys]))
+    table = table.filter(pa.array([key not in conflicting for key in keys], pa.bool_()))
     keys = [key for key in keys if key not in conflicting]
     golds = pc.struct_field(table["reward_model"], "ground_truth").to_pylist()
     return {

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,9 +45,9 @@ OLYMPIAD_DROPPED = {
 @pytest.mark.parametrize(
     ("name", "file", "rows", "dropped"),
     [
-        ("gsm8k", "gsm8k_train", 7473, {}),
+        ("gsm8k", "gsm8k_train", 7472, {"a near duplicate": 1}),
         ("gsm8k", "gsm8k_test", 1319, {}),
-        ("hendrycks_math", "math_test", 5000, {}),
+        ("hendrycks_math", "math_test", 4996, {"a near duplicate": 4}),
         ("math500", "math500", 500, {}),
         ("aime24", "aime24", 30, {}),
         ("amc23", "amc23", 40, {}),
@@ -71,7 +72,7 @@ def test_real_files_lose_no_row_unaccounted(tmp_path, name, file, rows, dropped)
 def test_math_without_math_500(tmp_path):
     options = Options(split="test", exclude=str(shared_data("math500.jsonl")))
     path, account = prepare(math_minus_500.SOURCE, tmp_path, str(shared_data("math_test.jsonl")), options)
-    assert (account.rows_out, account.dropped) == (4500, {"excluded": 500})
+    assert (account.rows_out, account.dropped) == (4497, {"excluded": 500, "a near duplicate": 3})
     evaluation, _account = prepare(SOURCES["math500"], tmp_path / "500", str(shared_data("math500.jsonl")))
     uids = [{row["extra_info"]["uid"] for row in rows_of(file)} for file in (path, evaluation)]
     assert not uids[0] & uids[1]
@@ -80,7 +81,8 @@ def test_math_without_math_500(tmp_path):
 def test_boxed_answers_of_math_are_those_that_math_500_states(tmp_path):
     """The last balanced box of the solution, against the answers that the owners of MATH-500 extracted."""
     stated = {row["problem"]: row["answer"] for row in map(json.loads, shared_data("math500.jsonl").open())}
-    path, _account = prepare(SOURCES["hendrycks_math"], tmp_path, str(shared_data("math_test.jsonl")))
+    origin = str(shared_data("math_test.jsonl"))
+    path, _account = prepare(SOURCES["hendrycks_math"], tmp_path, origin, Options(near_duplicates=0))
     found = {row["extra_info"]["problem"]: row["reward_model"]["ground_truth"] for row in rows_of(path)}
     different = [
         (found[problem.strip()], answer)
@@ -316,7 +318,7 @@ def test_seed_shuffles_and_limit_cuts(tmp_path):
     assert account.dropped == {"beyond the limit": 42}
 
 
-def test_near_duplicates_are_left_out_when_asked_for(tmp_path):
+def test_near_duplicates_are_left_out_of_training_data(tmp_path):
     long = (
         "A farmer in a small village has {} apples in the old barn and gives {} of them to his neighbour. {} are left?"
     )
@@ -327,10 +329,13 @@ def test_near_duplicates_are_left_out_when_asked_for(tmp_path):
         (long.format(9, 3, "So how many"), "7"),  # another answer
     )
     origin = write_jsonl(tmp_path / "a.jsonl", raw)
-    path, account = prepare(gsm8k.SOURCE, tmp_path / "out", origin, Options(near_duplicates=0.7))
-    assert golds(path) == ["6", "5", "7"]
-    assert account.dropped == {"a near duplicate": 1}
-    assert prepare(gsm8k.SOURCE, tmp_path / "out", origin)[1].dropped == {}
+    for options in (Options(), Options(near_duplicates=0.7)):
+        path, account = prepare(gsm8k.SOURCE, tmp_path / "out", origin, options)
+        assert golds(path) == ["6", "5", "7"]
+        assert account.dropped == {"a near duplicate": 1}
+    assert prepare(gsm8k.SOURCE, tmp_path / "out", origin, Options(near_duplicates=0))[1].dropped == {}
+    evaluation = replace(gsm8k.SOURCE, evaluation_only=True)
+    assert prepare(evaluation, tmp_path / "out", origin)[1].dropped == {}
 
 
 def test_a_near_duplicate_of_a_contradicted_problem_stays(tmp_path):
@@ -462,8 +467,8 @@ def test_missing_files_are_named(tmp_path, suffix):
         ({"tokenizer": "t"}, "go together: give both or none"),
         ({"max_prompt_tokens": 5}, "go together: give both or none"),
         ({"tokenizer": "./nowhere", "max_prompt_tokens": 5}, "tokenizer ./nowhere: cannot be loaded"),
-        ({"near_duplicates": 0.0}, "near_duplicates must be above 0 and at most 1, got 0.0"),
-        ({"near_duplicates": 1.1}, "near_duplicates must be above 0 and at most 1, got 1.1"),
+        ({"near_duplicates": -0.1}, "near_duplicates must be at least 0 and at most 1, got -0.1"),
+        ({"near_duplicates": 1.1}, "near_duplicates must be at least 0 and at most 1, got 1.1"),
         ({"exclude": "a.jsonl"}, "gsm8k excludes nothing, got exclude=a.jsonl"),
     ],
 )
