@@ -73,6 +73,7 @@ def test_math_without_math_500(tmp_path):
     options = Options(split="test", exclude=str(shared_data("math500.jsonl")))
     path, account = prepare(math_minus_500.SOURCE, tmp_path, str(shared_data("math_test.jsonl")), options)
     assert (account.rows_out, account.dropped) == (4497, {"excluded": 500, "a near duplicate": 3})
+    assert json.loads(path.with_suffix(".manifest.json").read_text())["arguments"]["exclude"] == "math500.jsonl"
     evaluation, _account = prepare(SOURCES["math500"], tmp_path / "500", str(shared_data("math500.jsonl")))
     uids = [{row["extra_info"]["uid"] for row in rows_of(file)} for file in (path, evaluation)]
     assert not uids[0] & uids[1]
@@ -129,17 +130,19 @@ SAMPLES = {
         [
             {"source": "cn_k12", "problem": "Half of 1?", "solution": r"It is \boxed{\frac{1}{2}}.", "messages": []},
             {"source": "olympiads", "problem": "Prove it.", "solution": "Clear.", "messages": []},
+            {"source": "olympiads", "problem": "Find it.", "solution": r"\boxed{ }", "messages": []},
         ],
         [r"\frac{1}{2}"],
-        {"no boxed answer": 1},
+        {"no boxed answer": 1, "empty answer": 1},
     ),
     "big_math": (
         [
             {"problem": "1+1?", "answer": "2", "source": "orca_math", "domain": ["x"], "llama8b_solve_rate": 0.5},
             {"problem": " ", "answer": "2", "source": "orca_math", "domain": ["x"], "llama8b_solve_rate": None},
+            {"problem": "?", "answer": "a #### b", "source": "x", "domain": ["x", "y"], "llama8b_solve_rate": 1.0},
         ],
         ["2"],
-        {"empty problem": 1},
+        {"empty problem": 1, "answer must be an answer that the reward scores 1 against itself": 1},
     ),
     "aime25": (
         [{"problem": "Find m+n.", "answer": "070", "id": "0"}, {"problem": "Find it.", "answer": "x", "id": "1"}],
@@ -195,6 +198,9 @@ def test_units_of_olympiadbench_become_part_of_the_question(tmp_path):
     assert (written["extra_info"]["source_id"], golds(path)) == ("7", ["5"])
 
 
+GOOD = b'{"question": "q", "answer": "#### 1"}\n'
+
+
 def gsm_rows(*pairs: tuple[str, str]) -> list[dict]:
     return [{"question": question, "answer": f"so\n#### {answer}"} for question, answer in pairs]
 
@@ -228,6 +234,19 @@ def test_rows_are_the_same_only_if_all_their_columns_are(tmp_path):
     assert account.rows_out == 2
 
 
+def test_rows_are_hashed_twice_by_content():
+    batch = pa.RecordBatch.from_pylist([{"a": "x", "b": 1}, {"a": "x", "b": 2}, {"a": "x", "b": 1}])
+    first, second = reading.row_hashes(batch)
+    assert first[0] == first[2] != first[1]
+    assert second[0] == second[2] != second[1]
+    assert first[0] != second[0]
+
+
+def test_blank_lines_are_no_rows(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n  \n" + GOOD.replace(b"q", b"r"))
+    assert prepare(gsm8k.SOURCE, tmp_path / "out", str(tmp_path / "a.jsonl"))[1].rows_in == 2
+
+
 def test_batches_change_nothing(tmp_path, monkeypatch):
     raw = gsm_rows(*((f"Question {number % 37}?", str(number % 37 + (number == 73))) for number in range(100)))
     origin = write_jsonl(tmp_path / "a.jsonl", raw)
@@ -238,6 +257,8 @@ def test_batches_change_nothing(tmp_path, monkeypatch):
     assert rows_of(whole) == rows_of(cut)
     assert account == cut_account
     assert account.rows_out == 36
+    first, _account = prepare(gsm8k.SOURCE, tmp_path / "first", origin, Options(limit=12))
+    assert rows_of(first) == rows_of(whole)[:12]
 
 
 def test_ray_gives_the_same_rows_and_the_same_account(tmp_path, monkeypatch):
@@ -393,9 +414,6 @@ def test_long_prompts_are_measured_with_the_chat_template(tmp_path):
         else:
             with pytest.raises(DataError, match="none of the 2 rows can be used"):
                 prepare(gsm8k.SOURCE, tmp_path / "out", origin, short)
-
-
-GOOD = b'{"question": "q", "answer": "#### 1"}\n'
 
 
 @pytest.mark.parametrize(
