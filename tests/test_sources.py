@@ -176,6 +176,18 @@ def test_every_source_is_tested_and_known_to_the_reward():
     assert all(known.name == name for name, known in SOURCES.items())
 
 
+def test_dapo_conversations_of_several_turns_are_left_out(tmp_path):
+    [row, *_others] = SAMPLES["dapo_math_17k"][0]
+    turns = {**row, "prompt": [*row["prompt"], {"role": "assistant", "content": "2"}]}
+    _path, account = prepare(SOURCES["dapo_math_17k"], tmp_path, write_jsonl(tmp_path / "a.jsonl", [row, turns]))
+    assert account.dropped == {"not a single message": 1}
+
+
+def test_white_space_around_problems_is_dropped(tmp_path):
+    path, _account = prepare(gsm8k.SOURCE, tmp_path, write_jsonl(tmp_path / "a.jsonl", gsm_rows((" A?\n", "1"))))
+    assert rows_of(path)[0]["extra_info"]["problem"] == "A?"
+
+
 def test_dapo_prompts_lose_their_instructions(tmp_path):
     path, _account = prepare(
         SOURCES["dapo_math_17k"], tmp_path, write_jsonl(tmp_path / "a.jsonl", SAMPLES["dapo_math_17k"][0])
@@ -243,7 +255,7 @@ def test_rows_are_hashed_twice_by_content():
 
 
 def test_blank_lines_are_no_rows(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n  \n" + GOOD.replace(b"q", b"r"))
+    (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n  \n" + GOOD.replace(b'"q"', b'"r"'))
     assert prepare(gsm8k.SOURCE, tmp_path / "out", str(tmp_path / "a.jsonl"))[1].rows_in == 2
 
 
