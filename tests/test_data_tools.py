@@ -155,6 +155,7 @@ def test_mixing_draws_each_row_once_in_an_order_of_the_seed(tmp_path):
     assert [index for index, _problem in first] == list(range(40))
     assert Counter(problem[0] for _index, problem in first) == {"a": 30, "b": 10}
     assert len(set(first)) == 40
+    assert "b" in {problem[0] for _index, problem in first[:20]}  # else one part follows the other
     assert mixed("y.parquet", 0) == first != mixed("z.parquet", 1)
     assert (tmp_path / "x.parquet").read_bytes() == (tmp_path / "y.parquet").read_bytes()
     manifest = json.loads((tmp_path / "x.manifest.json").read_text())
