@@ -197,13 +197,15 @@ def decontaminate(
 ) -> None:
     """Leave out training problems that share words in a row with an evaluation problem."""
     from rich.console import Console
+    from rich.progress import Progress
 
     from cfpo_verl.data_prep import decontaminate as cleaning
 
     try:
-        with Console(file=sys.stderr).status("reading the evaluation files") as status:
+        with Progress(console=Console(file=sys.stderr)) as bar:
+            task = bar.add_task("comparing", total=None)
             report = cleaning.decontaminate(
-                train, against, out, words, lambda done, rows: status.update(f"{done:,} of {rows:,} rows compared")
+                train, against, out, words, lambda done, rows: bar.update(task, completed=done, total=rows)
             )
     except (ValueError, OSError) as error:
         _fail("data decontaminate", error)

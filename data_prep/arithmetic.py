@@ -43,3 +43,9 @@ def prepare(out: Path, operands: int, held_out: int, seed: int) -> list[Path]:
     """
     arguments = {"operands": operands, "held_out": held_out, "seed": seed}
     return write_train_and_test(out, make_problems(operands, seed), held_out, DATA_SOURCE, arguments)
+
+
+if __name__ == "__main__":
+    from cfpo_verl.data_prep.cli import run_generated
+
+    run_generated("arithmetic")

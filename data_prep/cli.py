@@ -98,3 +98,11 @@ def run(source: Source) -> None:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(epilog=epilog(source))(prepare_command(source))
     app()
+
+
+def run_generated(name: str) -> None:
+    """Run the file of generated problems as a script: `cfpo-verl data prepare NAME` under another name."""
+    from cfpo_verl.cli import main
+
+    sys.argv[1:1] = ["data", "prepare", name]
+    main()

@@ -53,3 +53,9 @@ def prepare(out: Path, count: int, held_out: int, largest: int, shots: int, seed
     problems = make_problems(count + held_out, largest, shots, seed)
     arguments = {"count": count, "held_out": held_out, "largest": largest, "shots": shots, "seed": seed}
     return write_train_and_test(out, problems, held_out, DATA_SOURCE, arguments)
+
+
+if __name__ == "__main__":
+    from cfpo_verl.data_prep.cli import run_generated
+
+    run_generated("few-shot-sums")

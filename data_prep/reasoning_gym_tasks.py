@@ -50,3 +50,9 @@ def prepare(out: Path, task: str, count: int, held_out: int, seed: int) -> list[
     problems = make_problems(task, count + held_out, seed)
     arguments = {"task": task, "count": count, "held_out": held_out, "seed": seed}
     return write_train_and_test(out, problems, held_out, DATA_SOURCE, arguments)
+
+
+if __name__ == "__main__":
+    from cfpo_verl.data_prep.cli import run_generated
+
+    run_generated("reasoning-gym")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import subprocess
 import sys
 import types
 
@@ -198,6 +199,14 @@ def test_the_real_reasoning_gym(tmp_path):
     pytest.importorskip("reasoning_gym", reason="needs the optional extra reasoning-gym")
     train, _test = map(read_problems, reasoning_gym_tasks.prepare(tmp_path, "chain_sum", 20, 5, 0))
     assert all(problem.answer.lstrip("-").isdigit() for problem in train)
+
+
+@pytest.mark.parametrize("module", [arithmetic, few_shot_sums])
+def test_generated_problems_are_written_by_scripts_too(module, tmp_path):
+    command = [sys.executable, module.__file__, "--out", str(tmp_path), "--held-out", "5"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert check_file(tmp_path / "test.parquet") == 5
 
 
 def test_generated_files_have_manifests(tmp_path):
