@@ -37,7 +37,7 @@ def extract(row: Mapping[str, Any], source: Source) -> Extracted:
         problem = source.to_problem(row)
     except Dropped as reason:
         return Extracted(str(reason), Problem("", ""))
-    unfit = unfit_gold(source.data_source, problem.answer)
+    unfit = unfit_gold(problem.data_source or source.data_source, problem.answer)
     reason = f"answer {unfit}" if unfit else ""
     return Extracted(reason, problem, fingerprint(normalise(problem.question)), normalise(problem.answer))
 
@@ -103,6 +103,7 @@ def _extract_table(table: pa.Table, source: Source) -> pa.Table:
             "question": [row.problem.question for row in rows],
             "gold": [row.problem.answer for row in rows],
             "source_id": [row.problem.source_id for row in rows],
+            "data_source": [row.problem.data_source for row in rows],
             "key": [row.key for row in rows],
             "answer": [row.answer for row in rows],
         }
@@ -116,6 +117,6 @@ def _new_rows(table: pa.Table, seen: set[tuple[int, int]]) -> tuple[list[Extract
         if key not in seen:
             seen.add(key)
             row = {name: values[position] for name, values in columns.items()}
-            problem = Problem(row["question"], row["gold"], row["source_id"])
+            problem = Problem(row["question"], row["gold"], row["source_id"], row["data_source"])
             new.append(Extracted(row["reason"], problem, row["key"], row["answer"]))
     return new, len(table) - len(new)

@@ -193,7 +193,8 @@ def _length_check(options: Options) -> Callable[[dict[str, Any], Account], bool]
 
 def _rows(problems: Iterable[Problem], source: Source, split: str, template: str) -> Iterator[dict[str, Any]]:
     for problem in problems:
-        yield to_row(problem, source.data_source, "math", split, 0, template.format(problem=problem.question))
+        data_source = problem.data_source or source.data_source
+        yield to_row(problem, data_source, "math", split, 0, template.format(problem=problem.question))
 
 
 def _tables(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:

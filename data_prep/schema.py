@@ -46,11 +46,14 @@ class Problem:
         question: What is asked.
         answer: The gold answer.
         source_id: Id of the problem in its source, if it has one.
+        data_source: Name for this problem alone, where a source has several; a key of
+            `cfpo_verl.data_sources.DATA_SOURCES`.
     """
 
     question: str
     answer: str
     source_id: str = ""
+    data_source: str = ""
 
 
 def to_row(

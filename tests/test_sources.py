@@ -166,7 +166,18 @@ def test_sources_without_a_file_here_read_their_own_columns(tmp_path, name, suff
     path, account = prepare(SOURCES[name], tmp_path / "out", str(origin))
     assert golds(path) == expected
     assert account.dropped == dropped
-    assert {row["data_source"] for row in rows_of(path)} == {SOURCES[name].data_source}
+    if name != "numina_math_cot":
+        assert {row["data_source"] for row in rows_of(path)} == {SOURCES[name].data_source}
+
+
+def test_numina_problems_have_verls_names_where_it_has_one(tmp_path):
+    raw = [
+        {"source": source, "problem": f"{source}?", "solution": r"\boxed{1}"}
+        for source in ("cn_k12", "orca_math", "amc_aime")
+    ]
+    path, _account = prepare(SOURCES["numina_math_cot"], tmp_path, write_jsonl(tmp_path / "a.jsonl", raw))
+    names = [row["data_source"] for row in rows_of(path)]
+    assert names == ["numina_cn_k12", "AI-MO/NuminaMath-CoT", "numina_amc_aime"]
 
 
 def test_every_source_is_tested_and_known_to_the_reward():
