@@ -561,6 +561,14 @@ def test_the_command_and_the_script_are_the_same(run_cli, tmp_path):
     assert contents[0] == contents[1]
 
 
+def test_an_output_that_cannot_be_written_is_an_error(run_cli, tmp_path):
+    """A file where the folder should be: permissions do not stop root."""
+    origin = write_jsonl(tmp_path / "a.jsonl", gsm_rows(("A?", "1")))
+    result = run_cli("data", "prepare", "gsm8k", "--out", f"{origin}/out", "--source", origin)
+    assert result.returncode == 2
+    assert "cfpo-verl data prepare gsm8k: [Errno 20] Not a directory" in result.stderr
+
+
 def test_the_command_reports_errors_and_lists_sources(run_cli):
     result = run_cli("data", "prepare", "gsm8k", "--out", "out", "--source", "nowhere.jsonl")
     assert result.returncode == 2
