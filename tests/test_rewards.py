@@ -3,7 +3,7 @@
 import pytest
 
 from cfpo_verl.rewards import compute_score
-from cfpo_verl.rewards.extract import last_boxed
+from cfpo_verl.rewards.extract import canonical_answer, last_boxed
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,12 @@ def test_takes_whatever_else_verl_passes():
         (r"#### $\left( 3, \frac{\pi}{2} \right)$.", r"\left( 3, \frac{\pi}{2} \right)", 1),
         (r"\boxed{12}", "12", 1),
         (r"\boxed{$12$}", "12", 1),
+        ("### Solution\n#### Step 1\nadd\n#### Step 2\nSo \\boxed{5}.", "5", 1),
+        ("So \\boxed{5}.\n####", "5", 1),
+        ("\\boxed{5}\n#### 6", "5", 0),
+        ("#### 5.", "5", 1),
+        ("#### \\boxed{5}", "5", 1),
+        ("#### 5..", "5", 0),
         (r"\boxed{1 2}", "12", 0),
         (r"\boxed{\frac{1}{3}}", r"\frac{1}{2}", 0),
         (r"\boxed{}", r"\frac{1}{2}", 0),
@@ -85,6 +91,10 @@ def test_a_gold_expression_must_score_1_against_itself(gold):
         (r"\boxed{a{b}{c{d}}} }", "a{b}{c{d}}"),
         (r"$\boxed 5$", "5"),
         (r"\boxed{1} \boxed{2", "1"),
+        (r"\boxed{2 \boxed{1}", "1"),
+        (r"\boxed{a \boxed{1} b}", "1"),
+        (r"} \boxed{1}", "1"),
+        (r"\\ \boxed{1} \\\boxed{2}", "2"),
         (r"\boxed{", None),
         ("boxed{1}", None),
     ],
@@ -97,3 +107,37 @@ def test_verls_loader_finds_it():
     from verl.utils.import_utils import load_extern_object
 
     assert load_extern_object("pkg://cfpo_verl.rewards", "compute_score") is compute_score
+
+
+def test_a_response_that_repeats_itself_takes_no_longer_than_its_length():
+    """Ten times the text, about ten times the steps: the number of regular expression matches, not a time."""
+    import re
+
+    from cfpo_verl.rewards import extract
+
+    class Counting:
+        def __init__(self):
+            self.matches = 0
+
+        def finditer(self, text):
+            for match in real.finditer(text):
+                self.matches += 1
+                yield match
+
+    real = extract._BOX_OR_BRACE
+    assert isinstance(real, re.Pattern)
+    counts = []
+    for repeats in (100, 1000):
+        extract._BOX_OR_BRACE = Counting()
+        try:
+            assert last_boxed("\\boxed{" * repeats) is None
+            counts.append(extract._BOX_OR_BRACE.matches)
+        finally:
+            extract._BOX_OR_BRACE = real
+    assert counts == [100, 1000]
+
+
+def test_answers_that_want_the_same_are_one():
+    same = [("2", "2.0"), ("1,000", "1000"), (r"\dfrac12", r"\frac12"), ("$x$", "x")]
+    assert all(canonical_answer(a) == canonical_answer(b) for a, b in same)
+    assert len({canonical_answer(a) for a, _b in same}) == 4

@@ -11,31 +11,40 @@ _LATEX_LOOKS = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])
 
 
 def extract_answer(text: str) -> str:
-    r"""Return the part of a response that states its answer.
+    r"""Return the part of a response that states its answer, without white space around it.
 
-    It is what follows the last `####` (GSM8K's marker), up to the end of that line; without the marker what stands in
-    the last `\boxed{...}`; without that the whole response. White space around it is dropped.
+    What follows the last `####` (GSM8K's marker), up to the end of that line, unless a `\boxed{...}` comes later still:
+    headings in markdown have that marker too. Without a marker, or with nothing behind it, what stands in the last
+    `\boxed{...}`; without both the whole response.
 
     Example:
         >>> extract_answer("3 + 4 is 7.\n#### 7\n")
         '7'
-        >>> extract_answer(r"So it is \boxed{\frac{1}{2}}.")
+        >>> extract_answer(r"#### Step 1: halve it. So it is \boxed{\frac{1}{2}}.")
         '\\frac{1}{2}'
         >>> extract_answer(" 12 ")
         '12'
     """
     _before, marker, after = text.rpartition("####")
     if marker:
-        lines = after.strip().splitlines()
-        return lines[0].strip() if lines else ""
+        boxed = last_boxed(after)
+        stated = after.strip().splitlines()
+        if boxed is None and stated:
+            return stated[0].strip()
+        return boxed or last_boxed(text) or ""
     boxed = last_boxed(text)
     return text.strip() if boxed is None else boxed
+
+
+# A box, an escaped character, or a brace.
+_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([^\s{\\$]+))|\\.|([{}])", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:
     r"""Return what stands in the last `\boxed{...}` or `\fbox{...}` with balanced braces, or None.
 
-    Escaped braces do not count. `\boxed 5` is read as well.
+    The last one is the one that begins last. Escaped braces do not count. `\boxed 5` is read as well. The time is
+    linear in the length of the text, whatever it is: a policy that has lost its way repeats itself.
 
     Example:
         >>> last_boxed(r"\boxed{1} and then \boxed{\frac{2}{3}}")
@@ -45,15 +54,21 @@ def last_boxed(text: str) -> str | None:
         >>> last_boxed("no box") is None
         True
     """
-    for opening in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*(\{|[^\s{\\$]+)", text))):
-        if opening[1] != "{":
-            return opening[1].rstrip(".,;")
-        depth = 1
-        for brace in re.finditer(r"\\.|[{}]", text[opening.end() :]):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if depth == 0:
-                return text[opening.end() : opening.end() + brace.start()].strip()
-    return None
+    last: tuple[int, str] | None = None
+    open_braces: list[int | None] = []  # where a box begins, None for other braces
+    for token in _BOX_OR_BRACE.finditer(text):
+        box, bare, brace = token.groups()
+        if box:
+            open_braces.append(token.end())
+        elif bare:
+            last = (token.end(), bare.rstrip(".,;"))
+        elif brace == "{":
+            open_braces.append(None)
+        elif brace == "}" and open_braces:
+            begin = open_braces.pop()
+            if begin is not None and (last is None or begin > last[0]):
+                last = (begin, text[begin : token.start()].strip())
+    return None if last is None else last[1]
 
 
 def parse_number(text: str) -> Decimal | None:
@@ -100,6 +115,19 @@ def same_answer(answer: str, gold: str) -> bool:
     """
     gold_number = parse_number(gold)
     if gold_number is not None:
-        return parse_number(answer.strip().removesuffix("$")) == gold_number
+        return parse_number(answer.strip().removesuffix(".").removesuffix("$")) == gold_number
     answer = normalise_answer(answer)
     return bool(answer) and answer == normalise_answer(gold)
+
+
+def canonical_answer(gold: str) -> str:
+    r"""Return a text that is the same for gold answers that want the same.
+
+    Example:
+        >>> canonical_answer("2.0") == canonical_answer("2")
+        True
+        >>> canonical_answer(r"\dfrac12") == canonical_answer(r"\frac12")
+        True
+    """
+    number = parse_number(gold)
+    return normalise_answer(gold) if number is None else str(number.normalize())
