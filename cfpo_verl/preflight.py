@@ -230,7 +230,7 @@ def warnings(config: DictConfig) -> list[str]:
             f"bypass_mode: the loss {loss_mode} runs, with the ratio to the rollout engine's probabilities. Where the "
             "engines disagree, policy_loss.tail=linear keeps single tokens from owning a mini-batch"
         )
-    if config.data.train_batch_size <= actor.ppo_mini_batch_size and actor.ppo_epochs == 1:
+    elif config.data.train_batch_size <= actor.ppo_mini_batch_size and actor.ppo_epochs == 1:
         found.append(
             "one optimiser step per rollout: the importance ratio is always 1, so CFPO, GRPO and REINFORCE are the "
             "same. Make actor_rollout_ref.actor.ppo_mini_batch_size smaller than data.train_batch_size"

@@ -255,6 +255,8 @@ def test_warns_of_the_bypass_mode(config):
     config.algorithm.rollout_correction.bypass_mode = True
     [warning] = preflight.warnings(config)
     assert warning.startswith("bypass_mode: the loss cfpo runs, with the ratio to the rollout engine's probabilities")
+    config.actor_rollout_ref.actor.ppo_mini_batch_size = 32
+    assert preflight.warnings(config) == [warning]
 
 
 def test_warns_of_responses_that_weigh_differently(config):
