@@ -247,7 +247,7 @@ def stats(
     for source, numbers in found.items():
         lengths = [str(counting.quantile(numbers.prompt_lengths, share)) for share in (0.5, 0.99, 1.0)]
         table.add_row(source, str(numbers.rows), *lengths, f"{numbers.numeric_answers / numbers.rows:.1%}")
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
     typer.echo(picture, err=True)
 
 
@@ -314,7 +314,9 @@ def report(
     from cfpo_verl.report.table import summarise, to_markdown
     from cfpo_verl.run_dir import read_metrics
 
-    figure_path = (out or (runs[0] if len(runs) == 1 else Path()) / "report").with_suffix(".png")
+    figure_path = out or (runs[0] if len(runs) == 1 else Path()) / "report.png"
+    if figure_path.suffix != ".png":
+        figure_path = figure_path.with_name(f"{figure_path.name}.png")
     try:
         names = [path.resolve().name for path in runs]
         labels = names if len(set(names)) == len(names) else [str(path) for path in runs]
