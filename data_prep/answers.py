@@ -10,31 +10,37 @@ from cfpo_verl.data_prep.source import Dropped
 from cfpo_verl.rewards.extract import last_boxed, normalise_answer, parse_number
 
 
-def after_hashes(solution: str) -> str:
+def after_hashes(solution: Any) -> str:
     """Return the number after the last `####`, GSM8K's marker, without thousands commas.
 
     Raises:
         Dropped: If there is none.
     """
-    _before, marker, after = solution.rpartition("####")
+    _before, marker, after = _text(solution).rpartition("####")
     number = parse_number(after) if marker else None
     if number is None:
         raise Dropped("no number after ####")
     return str(number)
 
 
-def in_last_box(solution: str) -> str:
+def in_last_box(solution: Any) -> str:
     r"""Return what stands in the last balanced `\boxed{...}`.
 
     Raises:
         Dropped: If there is none, or nothing in it.
     """
-    boxed = last_boxed(solution)
+    boxed = last_boxed(_text(solution))
     if boxed is None:
         raise Dropped("no boxed answer")
     if not normalise_answer(boxed):
         raise Dropped("empty answer")
     return boxed
+
+
+def _text(solution: Any) -> str:
+    if not isinstance(solution, str):
+        raise Dropped("no answer")
+    return solution
 
 
 def stated(answer: Any) -> str:

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from cfpo_verl.data_prep.schema import DataError, check_file
+from cfpo_verl.data_prep.schema import DataError, check_file, holds_null
 from cfpo_verl.data_prep.text import words
+from cfpo_verl.data_prep.writing import sha256
 
 NGRAM_WORDS = 8
 # A run of words in more than this share of the different problems of a set, and in so many, is an instruction.
@@ -241,6 +242,8 @@ def _problem_texts(batch: pa.RecordBatch) -> list[str]:
     else:
         problems = [None] * len(batch)
     prompts = batch.column("prompt").to_pylist()
+    if holds_null(prompts) or not all(prompts):
+        raise DataError("a prompt is null or empty. See which with: cfpo-verl data validate")
     return [
         problem if problem is not None else prompt[-1]["content"]
         for problem, prompt in zip(problems, prompts, strict=True)
@@ -291,7 +294,10 @@ def decontaminate(
     index = EvaluationIndex([read_problem_texts(path) for path in against], n)
     removed: list[Removed] = []
     report_file = out.with_name(f"{out.stem}.contaminated.json")
-    unfinished, unfinished_report = (path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in (out, report_file))
+    manifest_file = out.with_suffix(".manifest.json")
+    unfinished, unfinished_report, unfinished_manifest = (
+        path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in (out, report_file, manifest_file)
+    )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with pq.ParquetFile(train) as file, pq.ParquetWriter(unfinished, file.schema_arrow) as writer:
@@ -314,9 +320,20 @@ def decontaminate(
         report = Report(str(train), tuple(map(str, against)), n, rows, tuple(removed))
         unfinished_report.write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False), encoding="utf-8")
         check_file(unfinished)
+        manifest = {
+            "decontaminated": train.name,
+            "against": [{"file": str(path), "sha256": sha256(path)} for path in against],
+            "words": n,
+            "rows_in": rows,
+            "rows_out": rows - len(removed),
+            "sha256_in": sha256(train),
+            "sha256_out": sha256(unfinished),
+        }
+        unfinished_manifest.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(out)
         unfinished_report.replace(report_file)
+        unfinished_manifest.replace(manifest_file)
     finally:
-        unfinished.unlink(missing_ok=True)
-        unfinished_report.unlink(missing_ok=True)
+        for path in (unfinished, unfinished_report, unfinished_manifest):
+            path.unlink(missing_ok=True)
     return report

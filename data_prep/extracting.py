@@ -12,6 +12,7 @@ from cfpo_verl.data_prep.source import Dropped, Source
 from cfpo_verl.data_prep.text import fingerprint, normalise
 
 from cfpo_verl.rewards import unfit_gold
+from cfpo_verl.rewards.extract import canonical_answer
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Extracted:
         reason: Why the row is left out, or "".
         problem: The problem, if it is not.
         key: Stands for the normalised problem.
-        answer: The normalised answer.
+        answer: The answer, the same for answers that the reward takes for the same.
     """
 
     reason: str
@@ -39,7 +40,7 @@ def extract(row: Mapping[str, Any], source: Source) -> Extracted:
         return Extracted(str(reason), Problem("", ""))
     unfit = unfit_gold(problem.data_source or source.data_source, problem.answer)
     reason = f"answer {unfit}" if unfit else ""
-    return Extracted(reason, problem, fingerprint(normalise(problem.question)), normalise(problem.answer))
+    return Extracted(reason, problem, fingerprint(normalise(problem.question)), canonical_answer(problem.answer))
 
 
 def extract_here(batches: Iterable[pa.RecordBatch], source: Source) -> Iterator[tuple[list[Extracted], int]]:
@@ -92,7 +93,8 @@ def extract_with_ray(origin: str, source: Source) -> Iterator[tuple[list[Extract
 def _extract_table(table: pa.Table, source: Source) -> pa.Table:
     """Return hashes and contents of every row as flat columns, which is what Ray moves between machines."""
     wanted = [*source.columns, *(name for name in source.optional_columns if name in table.column_names)]
-    batch = table.select(wanted).combine_chunks().to_batches()[0]
+    batches = table.select(wanted).combine_chunks().to_batches()
+    batch = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.select(wanted).schema)
     rows = [extract(row, source) for row in batch.to_pylist()]
     first, second = row_hashes(batch.select(list(source.columns)))
     return pa.table(

@@ -63,6 +63,8 @@ def shares(sizes: Sequence[int], weights: Sequence[float], rows: int | None) -> 
     for place, (size, count) in enumerate(zip(sizes, taken, strict=True)):
         if count > size:
             raise DataError(f"part {place + 1} has {size} rows, its share of {rows} is {count}. Ask for fewer rows")
+        if count < 1:
+            raise DataError(f"the share of part {place + 1} in {rows} rows is none. Ask for more rows, or leave it out")
     return taken
 
 
@@ -96,10 +98,10 @@ def mix(parts: Sequence[Part], out: Path, rows: int | None, seed: int) -> dict[s
     order = list(range(len(table)))
     generator.shuffle(order)
     manifest = {
-        "mixed_from": {
-            part.path.name: {"rows": count, "weight": part.weight, "sha256": sha256(part.path)}
+        "mixed_from": [
+            {"file": str(part.path), "rows": count, "weight": part.weight, "sha256": sha256(part.path)}
             for part, count in zip(parts, counts, strict=True)
-        },
+        ],
         "seed": seed,
     }
     batches = (

@@ -14,6 +14,8 @@ from cfpo_verl.data_prep.source import Dropped, Source
 
 def to_problem(row: Mapping[str, Any]) -> Problem:
     """Read question, final_answer, is_multiple_answer, answer_type, error, context, unit, id."""
+    if not row["final_answer"]:
+        raise Dropped("no answer")
     if row["is_multiple_answer"] or len(row["final_answer"]) != 1:
         raise Dropped("several answers")
     if row["answer_type"] not in ("Numerical", "Expression"):
@@ -21,11 +23,11 @@ def to_problem(row: Mapping[str, Any]) -> Problem:
     if row["error"]:
         raise Dropped("answer within an error")
     question = asked(row["question"])
-    if row.get("context"):
+    if row["context"]:
         question = f"{row['context'].strip()}\n{question}"
-    if row.get("unit"):
+    if row["unit"]:
         question = f"{question}\nGive the answer in the unit {row['unit'].strip()}, without the unit."
-    return Problem(question, stated(row["final_answer"][0]), str(row.get("id", "")))
+    return Problem(question, stated(row["final_answer"][0]), "" if row.get("id") is None else str(row["id"]))
 
 
 SOURCE = Source(
@@ -34,8 +36,8 @@ SOURCE = Source(
     hub_id="Hothan/OlympiadBench",
     hub_config="OE_TO_maths_en_COMP",
     licence="MIT",
-    columns=("question", "final_answer", "is_multiple_answer", "answer_type", "error"),
-    optional_columns=("context", "unit", "id"),
+    columns=("question", "final_answer", "is_multiple_answer", "answer_type", "error", "context", "unit"),
+    optional_columns=("id",),
     splits=("train",),
     evaluation_only=True,
     to_problem=to_problem,

@@ -22,6 +22,8 @@ from cfpo_verl.data_prep.text import fingerprint, normalise
 from cfpo_verl.data_prep.tokens import token_counter
 from cfpo_verl.data_prep.writing import put_in_place, renumber, sha256, write_tables
 
+from cfpo_verl.rewards.extract import canonical_answer
+
 # Of the runs of three words; what it finds in real data is in docs/data.md.
 NEAR_DUPLICATES = 0.7
 
@@ -95,6 +97,8 @@ def prepare(
     Raises:
         DataError: If something cannot be read, or no row is left.
     """
+    if not options.split or Path(options.split).name != options.split:
+        raise DataError(f"split is the name of a file, without folders, got {options.split!r}")
     if options.limit is not None and options.limit < 1:
         raise DataError(f"limit must be at least 1, got {options.limit}")
     threshold = options.near_duplicates
@@ -253,7 +257,7 @@ def _near_duplicates(spool: Path, conflicting: set[str], threshold: float) -> se
     keys = _problem_keys(table)
     table = table.filter(pa.array([key not in conflicting for key in keys], pa.bool_()))
     keys = [key for key in keys if key not in conflicting]
-    golds = pc.struct_field(table["reward_model"], "ground_truth").to_pylist()
+    golds = [canonical_answer(gold) for gold in pc.struct_field(table["reward_model"], "ground_truth").to_pylist()]
     return {
         keys[dropped] for _kept, dropped, _similarity in find_near_duplicates(_problem_texts(table), threshold, golds)
     }

@@ -61,7 +61,8 @@ def _json_batches(path: Path, source: Source) -> Iterator[pa.RecordBatch]:
         missing = [column for column in source.columns if column not in row]
         if missing:
             raise DataError(f"{path}, {place}: column {missing[0]!r} is missing (found: {', '.join(row)})")
-        rows.append({name: row[name] for name in (*source.columns, *source.optional_columns) if name in row})
+        # Every name in every row: the first row of a batch decides which columns there are.
+        rows.append({name: row.get(name) for name in (*source.columns, *source.optional_columns)})
         if len(rows) == BATCH_ROWS:
             yield _to_batch(path, rows)
             rows = []
@@ -72,8 +73,8 @@ def _json_batches(path: Path, source: Source) -> Iterator[pa.RecordBatch]:
 def _to_batch(path: Path, rows: list[Mapping[str, Any]]) -> pa.RecordBatch:
     try:
         return pa.RecordBatch.from_pylist(rows)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"{path}: a column holds values of different types ({error})") from error
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
+        raise DataError(f"{path}: a column holds values of different types, or one of none ({error})") from error
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -140,35 +141,35 @@ def distinct(batches: Iterable[pa.RecordBatch], columns: Sequence[str]) -> Itera
         yield (batch.take(pa.array(first, pa.int64())) if repeated else batch).to_pylist(), repeated
 
 
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
 def row_hashes(batch: pa.RecordBatch) -> list[list[int]]:
     """Return two independent 64-bit hashes of every row, computed column by column; the same in every process."""
-    columns = list(_flat_columns(batch))
     hashes = []
-    for key in ("cfpo_verl 1st..", "cfpo_verl 2nd.."):
+    for key in ("cfpo_verl 1st...", "cfpo_verl 2nd..."):  # 16 characters each
         total = np.zeros(len(batch), dtype=np.uint64)
-        for values in columns:
-            mixed = pd.util.hash_array(values, hash_key=key.ljust(16)[:16], categorize=False)
-            total = total * np.uint64(0x9E3779B97F4A7C15) + mixed
+        for column in batch.columns:
+            total = total * _MULTIPLIER + _hash_column(column, key)
         hashes.append(total.tolist())
     return hashes
 
 
-def _flat_columns(batch: pa.RecordBatch) -> Iterator[np.ndarray]:
-    for column in batch.columns:
-        kind = column.type
-        if pa.types.is_struct(kind):
-            yield column.is_null().to_numpy(zero_copy_only=False)
-            yield from _flat_columns(pa.RecordBatch.from_struct_array(column))
-        elif pa.types.is_list(kind) and pc.unique(pc.list_value_length(column)).to_pylist() == [1]:
-            # One element each, such as the messages of a single-turn prompt.
-            yield from _flat_columns(pa.RecordBatch.from_arrays([column.flatten()], ["element"]))
-        elif pa.types.is_nested(kind):
-            yield _as_text(column)
-        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            yield column.to_numpy(zero_copy_only=False)
-        else:
-            yield column.cast(pa.string()).to_numpy(zero_copy_only=False)
-
-
-def _as_text(column: pa.Array) -> np.ndarray:
-    return np.array([json.dumps(value, default=str) for value in column.to_pylist()], dtype=object)
+def _hash_column(column: pa.Array, key: str) -> np.ndarray:
+    """Hash each value by what it is, whatever the other rows are. Structs and lists by what is in them, in order."""
+    kind, is_null = column.type, column.is_null().to_numpy(zero_copy_only=False).astype(np.uint64)
+    if pa.types.is_struct(kind):
+        total = is_null
+        for place in range(kind.num_fields):
+            total = total * _MULTIPLIER + _hash_column(pc.struct_field(column, [place]), key)
+        return total
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        ends = np.cumsum(lengths)
+        elements = _hash_column(column.flatten(), key)
+        places = (np.arange(len(elements)) - np.repeat(ends - lengths, lengths)).astype(np.uint64)
+        sums = np.append(np.uint64(0), np.cumsum(elements * _MULTIPLIER**places, dtype=np.uint64))
+        return (sums[ends] - sums[ends - lengths]) * _MULTIPLIER + lengths.astype(np.uint64) * np.uint64(2) + is_null
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        column = pa.array([None if value is None else repr(value) for value in column.to_pylist()], pa.string())
+    return pd.util.hash_array(column.to_numpy(zero_copy_only=False), hash_key=key, categorize=False)

@@ -113,6 +113,15 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
+def holds_null(value: Any) -> bool:
+    """Return whether a value read from a file is null, or has a null in it."""
+    if isinstance(value, dict):
+        return any(map(holds_null, value.values()))
+    if isinstance(value, list):
+        return any(map(holds_null, value))
+    return value is None
+
+
 def _has_fields(kind: pa.DataType, *names: str) -> bool:
     return pa.types.is_struct(kind) and all(kind.get_field_index(name) >= 0 for name in names)
 

@@ -27,14 +27,14 @@ class Source:
         hub_id: Id on the Hugging Face hub.
         licence: Licence as the owner states it.
         columns: The columns that `to_problem` reads. Rows that agree in all of them are the same row.
-        to_problem: Makes a problem of a row, or raises `Dropped`. Only sees the columns above.
+        to_problem: Makes a problem of a row, or raises `Dropped`. Only sees the columns above and the optional ones.
         splits: Names of the splits on the hub.
         hub_config: Name of the configuration on the hub.
         revision: Git revision on the hub. main unless a fixed one was checked.
         evaluation_only: Whether training on it would spoil a benchmark.
         template: Key of `TEMPLATES` for its prompts unless another one is asked for.
         excludes: A data set whose problems are left out.
-        optional_columns: Columns that `to_problem` reads where they exist.
+        optional_columns: Columns that `to_problem` reads where they exist: ids and the like, which make no other row.
     """
 
     name: str
@@ -61,7 +61,7 @@ def template_text(template: str) -> str:
     text = TEMPLATES.get(template, template)
     try:
         formatted = text.format(problem="\0")
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise DataError(
             f"prompt template {template!r} cannot be filled in ({error!r}): braces other than {{problem}} are doubled"
         ) from error

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from cfpo_verl.data_prep.schema import check_file
+from cfpo_verl.data_prep.schema import DataError, check_file, holds_null
 
 from cfpo_verl.rewards.extract import parse_number
 
@@ -41,6 +41,8 @@ def collect(path: Path, count_tokens: Callable[[Sequence[dict[str, str]]], int] 
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=["data_source", "prompt", "reward_model"]):
             for row in batch.to_pylist():
+                if holds_null(row):
+                    raise DataError(f"{path}: holds nulls. See where with: cfpo-verl data validate {path}")
                 stats = found.setdefault(row["data_source"], Stats())
                 stats.rows += 1
                 characters = sum(len(message["content"]) for message in row["prompt"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from cfpo_verl.data_prep.schema import SCHEMA, DataError, check_file
+from cfpo_verl.data_prep.schema import SCHEMA, DataError, check_file, holds_null
 
 from cfpo_verl.data_sources import DATA_SOURCES
 from cfpo_verl.rewards import unfit_gold
@@ -33,7 +33,7 @@ def validate(path: Path, count_tokens: Callable[[Sequence[dict[str, str]]], int]
     uids: dict[str, int] = {}
     row_number = 0
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(BATCH_ROWS, columns=["data_source", "prompt", "reward_model", "extra_info"]):
+        for batch in file.iter_batches(BATCH_ROWS, columns=SCHEMA.names):
             for row in batch.to_pylist():
                 for column, problem, kind in _problems(row, count_tokens, max_tokens, uids, row_number):
                     found.setdefault(kind, []).append(f"{path}, row {row_number}, column {column}: {problem}")
@@ -77,19 +77,22 @@ def _problems(
     row_number: int,
 ) -> list[tuple[str, str, str]]:
     """Return (column, problem, kind of problem) of what is wrong with a row; remember its uid."""
-    missing = [name for name, value in row.items() if value is None]
+    missing = [name for name, value in row.items() if holds_null(value)]
     if missing:
-        return [(missing[0], "is null", f"null {missing[0]}")]
+        return [(missing[0], "is null, or something in it", f"null {missing[0]}")]
     found = []
     source, gold = row["data_source"], row["reward_model"]["ground_truth"]
     if source not in DATA_SOURCES:
         known = ", ".join(DATA_SOURCES)
         found.append(("data_source", f"{source!r} is not known to the reward. Known are: {known}", "data_source"))
-    if not row["prompt"] or not all((message["content"] or "").strip() for message in row["prompt"]):
+    roles = [message["role"] for message in row["prompt"]]
+    if not all(message["content"].strip() for message in row["prompt"]) or not roles:
         found.append(("prompt", "is empty", "prompt"))
+    elif roles[-1] != "user" or not set(roles) <= {"system", "user", "assistant"}:
+        found.append(("prompt", f"must end with the user, after system, user or assistant; roles are {roles}", "roles"))
     elif count_tokens is not None and (length := count_tokens(row["prompt"])) > max_tokens:
         found.append(("prompt", f"has {length} tokens, more than {max_tokens}", "long prompt"))
-    unfit = "is null" if gold is None else unfit_gold(source, gold)
+    unfit = unfit_gold(source, gold)
     if unfit:
         found.append(("reward_model", f"ground_truth {gold!r} {unfit}", "ground_truth"))
     uid = row["extra_info"]["uid"]

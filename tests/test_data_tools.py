@@ -9,6 +9,7 @@ import pytest
 from cfpo_verl.data_prep import mix, stats, validate
 from cfpo_verl.data_prep.mix import Part
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, to_row, write_rows
+from cfpo_verl.data_prep.writing import sha256
 
 
 def make_rows(count: int, name: str = "a", data_source: str = "arithmetic") -> list[dict]:
@@ -31,8 +32,7 @@ def changed(tmp_path, **changes):
     for column, value in changes.items():
         rows[1][column] = value
     path = tmp_path / "a.parquet"
-    nullable = pa.schema([pa.field(field.name, field.type) for field in SCHEMA])
-    pq.write_table(pa.Table.from_pylist(rows, schema=nullable), path)
+    pq.write_table(pa.Table.from_pylist(rows), path)
     return path
 
 
@@ -44,6 +44,10 @@ def changed(tmp_path, **changes):
             "row 1, column data_source: 'gsm8k' is not known to the reward. Known are: arithmetic,",
         ),
         ({"data_source": None}, "row 1, column data_source: is null"),
+        ({"ability": None}, "row 1, column ability: is null"),
+        ({"prompt": [None]}, "row 1, column prompt: is null, or something in it"),
+        ({"prompt": [{"role": "banana", "content": "x"}]}, "must end with the user"),
+        ({"reward_model": {"style": "rule", "ground_truth": None}}, "row 1, column reward_model: is null"),
         ({"prompt": []}, "row 1, column prompt: is empty"),
         ({"prompt": [{"role": "user", "content": " "}]}, "row 1, column prompt: is empty"),
         (
@@ -116,6 +120,9 @@ def test_decontaminate_command(run_cli, tmp_path):
     assert "1 of 4 rows left out, see clean.contaminated.json" in result.stderr
     assert "the quick brown fox jumps over the lazy" in result.stderr
     assert len(pq.read_table(tmp_path / "clean.parquet")) == 3
+    manifest = json.loads((tmp_path / "clean.manifest.json").read_text())
+    assert (manifest["rows_in"], manifest["rows_out"], manifest["words"]) == (4, 3, 8)
+    assert manifest["sha256_out"] == sha256(tmp_path / "clean.parquet")
     assert run_cli("data", "decontaminate", train, "--against", "none.parquet", "--out", "x.parquet").returncode == 2
     assert (
         run_cli("data", "decontaminate", train, "--against", test, "--out", "x.parquet", "--words", "0").returncode == 2
@@ -141,6 +148,11 @@ def test_a_part_that_is_too_small_is_named():
         mix.shares([100, 5], [0.7, 0.3], 100)
 
 
+def test_a_share_of_nothing_is_refused():
+    with pytest.raises(DataError, match="the share of part 2 in 10 rows is none"):
+        mix.shares([100, 100], [1, 1e-5], 10)
+
+
 def test_mixing_draws_each_row_once_in_an_order_of_the_seed(tmp_path):
     a, b = (write_rows(tmp_path / f"{name}.parquet", make_rows(40, name)) for name in "ab")
 
@@ -159,7 +171,7 @@ def test_mixing_draws_each_row_once_in_an_order_of_the_seed(tmp_path):
     assert mixed("y.parquet", 0) == first != mixed("z.parquet", 1)
     assert (tmp_path / "x.parquet").read_bytes() == (tmp_path / "y.parquet").read_bytes()
     manifest = json.loads((tmp_path / "x.manifest.json").read_text())
-    assert manifest["mixed_from"]["a.parquet"]["rows"] == 30
+    assert [part["rows"] for part in manifest["mixed_from"]] == [30, 10]
     assert manifest["rows_out"] == 40
     assert problems_of(tmp_path / "x.parquet") == []
 
@@ -204,6 +216,12 @@ def test_stats_count_lengths_and_kinds_of_answers(tmp_path):
     assert found["arithmetic"].prompt_lengths == {2: 10, 3: 1}
     assert found["reasoning_gym"].numeric_answers == 0
     assert [stats.quantile(found["arithmetic"].prompt_lengths, share) for share in (0.5, 0.9, 0.99, 1)] == [2, 2, 3, 3]
+
+
+def test_stats_of_a_file_with_nulls_name_the_way_out(tmp_path):
+    path = changed(tmp_path, prompt=[None])
+    with pytest.raises(DataError, match=r"holds nulls\. See where with: cfpo-verl data validate"):
+        stats.collect(path, None)
 
 
 def test_stats_command_prints_and_draws(run_cli, tmp_path):

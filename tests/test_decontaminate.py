@@ -183,7 +183,8 @@ def test_rows_are_left_out_and_the_rest_stays_as_it_is(tmp_path, monkeypatch):
             for row in report.removed
         ],
     }
-    assert sorted(path.name for path in out.parent.iterdir()) == ["clean.contaminated.json", "clean.parquet"]
+    names = ["clean.contaminated.json", "clean.manifest.json", "clean.parquet"]
+    assert sorted(path.name for path in out.parent.iterdir()) == names
 
 
 def test_the_problem_is_compared_where_there_is_one_and_else_the_last_message(tmp_path):

@@ -265,6 +265,66 @@ def test_rows_are_hashed_twice_by_content():
     assert first[0] != second[0]
 
 
+def test_a_row_hashes_the_same_whatever_stands_beside_it():
+    rows = [{"p": ["x"]}, {"p": ["x", "y"]}, {"p": []}, {"p": None}, {"p": ["y", "x"]}, {"p": [None]}]
+    kind = pa.schema([("p", pa.list_(pa.string()))])
+    together = reading.row_hashes(pa.RecordBatch.from_pylist(rows, schema=kind))[0]
+    alone = [reading.row_hashes(pa.RecordBatch.from_pylist([row], schema=kind))[0][0] for row in rows]
+    assert together == alone
+    assert len(set(alone)) == len(rows)
+
+
+def test_optional_columns_that_come_late_are_read(tmp_path):
+    raw = [{"problem": "a", "answer": "1"}, {"problem": "b", "answer": "2", "unique_id": "u"}]
+    path, _account = prepare(SOURCES["math500"], tmp_path, write_jsonl(tmp_path / "a.jsonl", raw))
+    assert [row["extra_info"]["source_id"] for row in rows_of(path)] == ["", "u"]
+
+
+def test_problems_that_differ_in_their_context_are_different(tmp_path):
+    row = {"is_multiple_answer": False, "answer_type": "Numerical", "error": None, "final_answer": ["3"], "unit": None}
+    raw = [{**row, "question": "Find it.", "context": context} for context in ("Let x=1.", "Let y=2.", None)]
+    _path, account = prepare(SOURCES["olympiadbench"], tmp_path, write_jsonl(tmp_path / "a.jsonl", raw))
+    assert account.rows_out == 3
+
+
+def test_answers_that_the_reward_takes_for_the_same_do_not_contradict(tmp_path):
+    raw = [
+        {"problem": "a", "answer": r"\dfrac12"},
+        {"problem": "a", "answer": r"\frac12"},
+        {"problem": "b", "answer": "2"},
+    ]
+    raw.append({"problem": "b", "answer": "2.0"})
+    path, account = prepare(SOURCES["math500"], tmp_path, write_jsonl(tmp_path / "a.jsonl", raw))
+    assert golds(path) == [r"\dfrac12", "2"]
+    assert account.dropped == {"the same problem again": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("gsm8k", {"question": "q", "answer": None}),
+        ("gsm8k", {"question": "q", "answer": 3}),
+        ("minerva_math", {"problem": "q", "solution": None}),
+        ("big_math", {"problem": "q", "answer": None}),
+        (
+            "olympiadbench",
+            {
+                "question": "q",
+                "final_answer": None,
+                "is_multiple_answer": False,
+                "answer_type": "Numerical",
+                "error": None,
+                "context": None,
+                "unit": None,
+            },
+        ),
+    ],
+)
+def test_rows_without_an_answer_are_counted(tmp_path, name, row):
+    with pytest.raises(DataError, match=r"none of the 1 rows can be used \(1 no answer\)"):
+        prepare(SOURCES[name], tmp_path / "out", write_jsonl(tmp_path / "a.jsonl", [row]))
+
+
 def test_blank_lines_are_no_rows(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n  \n" + GOOD.replace(b'"q"', b'"r"'))
     assert prepare(gsm8k.SOURCE, tmp_path / "out", str(tmp_path / "a.jsonl"))[1].rows_in == 2
@@ -453,6 +513,7 @@ def test_long_prompts_are_measured_with_the_chat_template(tmp_path):
             r"none of the 1 rows can be used \(1 no number after ####\)",
         ),
         ("a.jsonl", GOOD + b'{"question": "q", "answer": 1}\n', "a column holds values of different types"),
+        ("a.jsonl", b'{"question": "q", "answer": "\\ud800"}\n', "or one of none"),
         ("a.json", b'[{"question": "q",\n "answer": }]', "a.json, line 2: not JSON"),
         ("a.json", b'{"question": "q"}', "a.json: must hold a list of rows, holds a dict"),
         ("a.parquet", b"PAR1 torn", "a.parquet: not a whole parquet file"),
@@ -504,6 +565,9 @@ def test_missing_files_are_named(tmp_path, suffix):
         ({"limit": 0}, "limit must be at least 1, got 0"),
         ({"prompt_template": "no place"}, "neither one of plain, hashes, boxed nor a text with {problem}"),
         ({"prompt_template": "{problem} {x}"}, "braces other than {problem} are doubled"),
+        ({"prompt_template": "{problem.x}"}, "braces other than {problem} are doubled"),
+        ({"prompt_template": "{problem[x]}"}, "braces other than {problem} are doubled"),
+        ({"split": "a/b"}, "split is the name of a file, without folders, got 'a/b'"),
         ({"prompt_template": "{problem} {"}, "braces other than {problem} are doubled"),
         ({"tokenizer": "t"}, "go together: give both or none"),
         ({"max_prompt_tokens": 5}, "go together: give both or none"),
@@ -586,4 +650,4 @@ def test_a_source_reads_only_its_columns(tmp_path):
 
     made_up = Source("x", "arithmetic", "x/x", "MIT", ("a",), to_problem, optional_columns=("b", "c"))
     prepare(made_up, tmp_path, write_jsonl(tmp_path / "a.jsonl", [{"a": "q", "b": 1, "z": 2}]))
-    assert seen == [{"a", "b"}]
+    assert seen == [{"a", "b", "c"}]
