@@ -21,7 +21,7 @@ quickstart: setup
 test: lint $(SMOLLM2)
 	pytest
 
-# Everything but the runs of the real stack: under two minutes.
+# Everything but the runs of the real stack: about five minutes.
 test-fast: setup
 	pytest -m "not stack"
 
