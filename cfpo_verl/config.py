@@ -1,6 +1,7 @@
 """Typed configuration that verl instantiates from YAML through `_target_`."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -47,13 +48,13 @@ class ClippingFreeLossConfig(PolicyLossConfig):
                 f"with policy_loss={self.NAME} or another file of that group, which sets both"
             )
 
+    @abstractmethod
     def options(self, actor: ActorConfig) -> dict[str, Any]:
         """Return the keyword arguments of `score`.
 
         Args:
             actor: The config of the actor that the loss belongs to.
         """
-        raise NotImplementedError
 
 
 @dataclass

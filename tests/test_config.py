@@ -7,7 +7,13 @@ import pytest
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
-from cfpo_verl.config import LOSS_CONFIGS, CfpoLossConfig, CfpoSequenceLossConfig, DrpoLossConfig
+from cfpo_verl.config import (
+    LOSS_CONFIGS,
+    CfpoLossConfig,
+    CfpoSequenceLossConfig,
+    ClippingFreeLossConfig,
+    DrpoLossConfig,
+)
 
 ACTOR = FSDPActorConfig(strategy="fsdp2", rollout_n=1, ppo_micro_batch_size_per_gpu=1, clip_ratio_high=0.28)
 
@@ -98,6 +104,12 @@ def test_refuses_unknown_options_and_foreign_names(loss):
         build(loss.__name__, epsilo=0.1)
     with pytest.raises(ValueError, match=f"loss_mode=bypass_mode does not go with the options of {loss.__name__}"):
         loss(loss_mode="bypass_mode")
+
+
+def test_the_common_part_is_no_loss():
+    """verl's configs are abstract base classes underneath; this notices if they cease to be."""
+    with pytest.raises(TypeError, match=r"abstract method '?options'?"):
+        ClippingFreeLossConfig(loss_mode="cfpo")
 
 
 def test_cannot_be_changed_later():
