@@ -114,7 +114,7 @@ def mix(parts: Sequence[Part], out: Path, rows: int | None, seed: int) -> dict[s
 def _read(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, columns=SCHEMA.names).cast(SCHEMA)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise DataError(
             f"{path}: is not in this project's schema ({str(error).splitlines()[0][:80]}). "
             f"See what is wrong with: cfpo-verl data validate {path}"
