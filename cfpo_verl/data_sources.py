@@ -1,36 +1,52 @@
-"""The names that may stand in the column `data_source`, and what a gold answer looks like under each.
+"""The names that may stand in the column `data_source`, and how the reward finds and compares answers under each.
 
-verl logs validation metrics by these names and its own reward functions dispatch on them, so they are verl's where verl
-has one. Data preparation writes them, checks of data and the reward read them here.
+verl logs validation metrics by these names and its own reward functions dispatch on them, so all of verl's are here.
+Data preparation writes them, checks of data and the reward read them here.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+# Where a response without a box may state its answer: behind the last `####`, in the last line with "answer is" or
+# "answer:", or the response may be nothing but the answer.
+Fallback = Literal["hashes", "answer_line", "whole"]
+
 
 @dataclass(frozen=True)
 class DataSource:
-    """What is known of all rows of one name.
+    r"""What is known of all rows of one name.
 
     Args:
         name: The value of `data_source`.
-        answer: "number", a plain decimal number, or "expression", LaTeX or text.
+        answer: "number", a plain decimal number; "expression", LaTeX or text; "unsupported", a task that no comparison
+            of final answers can score.
+        fallbacks: Where a response without a `\boxed{...}` may state its answer.
+        relative_tolerance: How far a number may be from a gold answer that is written as a decimal, relative to it.
     """
 
     name: str
-    answer: Literal["number", "expression"]
+    answer: Literal["number", "expression", "unsupported"]
+    fallbacks: tuple[Fallback, ...] = ("answer_line",)
+    relative_tolerance: float = 0.0
 
+
+_HASHES: tuple[Fallback, ...] = ("hashes", "answer_line")
+# The prompts of generated problems ask for nothing but the answer.
+_BARE: tuple[Fallback, ...] = ("hashes", "whole")
 
 DATA_SOURCES = {
     source.name: source
     for source in (
-        DataSource("arithmetic", "number"),
-        DataSource("few_shot_sums", "number"),
-        DataSource("reasoning_gym", "expression"),
-        DataSource("openai/gsm8k", "number"),
-        DataSource("DigitalLearningGmbH/MATH-lighteval", "expression"),
-        DataSource("HuggingFaceH4/MATH-500", "expression"),
+        DataSource("arithmetic", "number", _BARE),
+        DataSource("few_shot_sums", "number", _BARE),
+        DataSource("reasoning_gym", "expression", ("hashes", "answer_line", "whole")),
+        DataSource("openai/gsm8k", "number", _HASHES),
+        DataSource("lighteval/MATH", "expression", _HASHES),
+        DataSource("DigitalLearningGmbH/MATH-lighteval", "expression", _HASHES),
+        DataSource("HuggingFaceH4/MATH-500", "expression", _HASHES),
         DataSource("math_dapo", "number"),
+        DataSource("math", "expression"),
+        DataSource("math_dapo_reasoning", "expression"),
         DataSource("open-r1/OpenR1-Math-220k", "expression"),
         DataSource("agentica-org/DeepScaleR-Preview-Dataset", "expression"),
         DataSource("AI-MO/NuminaMath-CoT", "expression"),
@@ -41,10 +57,26 @@ DATA_SOURCES = {
         DataSource("numina_cn_k12", "expression"),
         DataSource("numina_olympiads", "expression"),
         DataSource("SynthLabsAI/Big-Math-RL-Verified", "expression"),
+        DataSource("hiyouga/geometry3k", "expression"),
         DataSource("aime24", "number"),
         DataSource("aime25", "number"),
         DataSource("amc23", "number"),
-        DataSource("minerva_math", "expression"),
+        # Its decimals are rounded to two or three digits; one percent is our choice.
+        DataSource("minerva_math", "expression", relative_tolerance=0.01),
         DataSource("olympiadbench", "expression"),
+        *(DataSource(name, "unsupported") for name in ("codecontests", "apps", "codeforces", "taco")),
+        *(
+            DataSource(f"searchR1_{name}", "unsupported")
+            for name in ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
+        ),
     )
 }
+
+
+def data_source(name: str) -> DataSource:
+    """Return what is known of a name; what is in the table for "aime24" holds for every name that verl takes for AIME.
+
+    Raises:
+        KeyError: If nothing is known.
+    """
+    return DATA_SOURCES["aime24"] if name not in DATA_SOURCES and name.startswith("aime") else DATA_SOURCES[name]

@@ -159,7 +159,10 @@ def sampled_accuracy(
         max_new_tokens=max_new_tokens,
     )
     responses = tokenizer.batch_decode(outputs[:, inputs.shape[1] :], skip_special_tokens=True)
-    scores = [compute_score("", response, gold)["acc"] for response, gold in zip(responses, golds, strict=True)]
+    # Of the problems whose response is nothing but the answer.
+    scores = [
+        compute_score("arithmetic", response, gold)["acc"] for response, gold in zip(responses, golds, strict=True)
+    ]
     return sum(scores) / len(scores)
 
 

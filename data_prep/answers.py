@@ -7,7 +7,8 @@ from typing import Any
 from cfpo_verl.data_prep.schema import Problem
 from cfpo_verl.data_prep.source import Dropped
 
-from cfpo_verl.rewards.extract import last_boxed, normalise_answer, parse_number
+from cfpo_verl.rewards.answers import canonical_answer, parse_number
+from cfpo_verl.rewards.extract import last_boxed
 
 
 def after_hashes(solution: Any) -> str:
@@ -32,7 +33,7 @@ def in_last_box(solution: Any) -> str:
     boxed = last_boxed(_text(solution))
     if boxed is None:
         raise Dropped("no boxed answer")
-    if not normalise_answer(boxed):
+    if not canonical_answer(boxed):
         raise Dropped("empty answer")
     return boxed
 
@@ -56,7 +57,7 @@ def stated(answer: Any) -> str:
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
     text = re.sub(r"^\$(.*)\$$", r"\1", str(answer).strip(), flags=re.DOTALL).strip()
-    if not normalise_answer(text):
+    if not canonical_answer(text):
         raise Dropped("empty answer")
     return text
 

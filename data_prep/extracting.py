@@ -12,7 +12,7 @@ from cfpo_verl.data_prep.source import Dropped, Source
 from cfpo_verl.data_prep.text import fingerprint, normalise
 
 from cfpo_verl.rewards import unfit_gold
-from cfpo_verl.rewards.extract import canonical_answer
+from cfpo_verl.rewards.answers import canonical_answer
 
 
 @dataclass(frozen=True)

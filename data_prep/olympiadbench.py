@@ -1,7 +1,7 @@
 """OlympiadBench: olympiad problems in English, text only; answers are lists, some with units.
 
-Kept are single answers that are numbers or expressions. Left out, and counted: several answers, tuples and intervals,
-and answers that are only right within an error.
+Several answers stand in one text, with commas between them. Left out, and counted: answers in words, and answers that
+are only right within an error.
 """
 
 from collections.abc import Mapping
@@ -11,23 +11,24 @@ from cfpo_verl.data_prep.answers import asked, stated
 from cfpo_verl.data_prep.schema import Problem
 from cfpo_verl.data_prep.source import Dropped, Source
 
+from cfpo_verl.rewards.answers import has_words
+
 
 def to_problem(row: Mapping[str, Any]) -> Problem:
-    """Read question, final_answer, is_multiple_answer, answer_type, error, context, unit, id."""
+    """Read question, final_answer, error, context, unit, id."""
     if not row["final_answer"]:
         raise Dropped("no answer")
-    if row["is_multiple_answer"] or len(row["final_answer"]) != 1:
-        raise Dropped("several answers")
-    if row["answer_type"] not in ("Numerical", "Expression"):
-        raise Dropped(f"answer is of type {row['answer_type']}")
     if row["error"]:
         raise Dropped("answer within an error")
+    answer = stated(", ".join(row["final_answer"]))
+    if has_words(answer):
+        raise Dropped("answer in words")
     question = asked(row["question"])
     if row["context"]:
         question = f"{row['context'].strip()}\n{question}"
     if row["unit"]:
         question = f"{question}\nGive the answer in the unit {row['unit'].strip()}, without the unit."
-    return Problem(question, stated(row["final_answer"][0]), "" if row.get("id") is None else str(row["id"]))
+    return Problem(question, answer, "" if row.get("id") is None else str(row["id"]))
 
 
 SOURCE = Source(
@@ -36,7 +37,7 @@ SOURCE = Source(
     hub_id="Hothan/OlympiadBench",
     hub_config="OE_TO_maths_en_COMP",
     licence="MIT",
-    columns=("question", "final_answer", "is_multiple_answer", "answer_type", "error", "context", "unit"),
+    columns=("question", "final_answer", "error", "context", "unit"),
     optional_columns=("id",),
     splits=("train",),
     evaluation_only=True,

@@ -22,7 +22,7 @@ from cfpo_verl.data_prep.text import fingerprint, normalise
 from cfpo_verl.data_prep.tokens import token_counter
 from cfpo_verl.data_prep.writing import put_in_place, renumber, sha256, write_tables
 
-from cfpo_verl.rewards.extract import canonical_answer
+from cfpo_verl.rewards.answers import canonical_answer
 
 # Of the runs of three words; what it finds in real data is in docs/data.md.
 NEAR_DUPLICATES = 0.7

@@ -1,50 +1,126 @@
-"""Verifiable rewards. verl finds `compute_score` by `reward.custom_reward_function.path=pkg://cfpo_verl.rewards`."""
+"""Verifiable rewards for mathematics. verl finds them by `reward.custom_reward_function.path=pkg://cfpo_verl.rewards`."""
 
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from cfpo_verl.data_sources import DATA_SOURCES
-from cfpo_verl.rewards.extract import extract_answer, parse_number, same_answer
+from cfpo_verl.data_sources import data_source as known_data_source
+from cfpo_verl.rewards.answers import canonical_answer, parse_number, read
+from cfpo_verl.rewards.compare import compare
+from cfpo_verl.rewards.verifier import Asked, Result, Verifier, close, verifier_for
+from cfpo_verl.rewards.workers import Limits
+
+__all__ = ["REWARD_KWARGS", "close", "compute_score", "compute_score_async", "unfit_gold"]
+
+logger = logging.getLogger(__name__)
+
+# What `reward.custom_reward_function.reward_kwargs` may set.
+REWARD_KWARGS = ("diagnostics", "workers", "deadline_s", "memory_gb")
 
 
 def compute_score(
     data_source: str,
     solution_str: str,
     ground_truth: str,
-    extra_info: dict[str, Any] | None = None,
-    **kwargs: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    diagnostics: bool = False,
+    workers: int = Limits.workers,
+    deadline_s: float = Limits.deadline_s,
+    memory_gb: float = Limits.memory_gb,
+    **others: Any,
 ) -> dict[str, float]:
-    """Score one response: 1 if its answer is the ground truth, see `same_answer`, else 0.
+    r"""Score one response: 1 if its final answer is the gold answer, else 0. docs/rewards.md says what that means.
+
+    Safe to call from any thread. The first call in a process takes about a second: it scores known answers.
 
     Args:
-        data_source: Name of the data set. Where `DATA_SOURCES` says that its answers are numbers, this one must be.
+        data_source: Name of the data set; `cfpo_verl.data_sources` has what follows from it.
         solution_str: The response, decoded without special tokens.
         ground_truth: The gold answer.
-        extra_info: The row's extra_info. Not used for scoring.
-        **kwargs: Whatever else verl passes. Ignored.
+        extra_info: The row's extra_info. If it has the `problem` (or `question`), an answer that only repeats an
+            expression of it scores 0, and the words of it may stand behind a number.
+        diagnostics: Whether to return has_answer, fast_path, timed_out and verify_seconds too. verl bootstraps every
+            key in validation, which takes time.
+        workers: Worker processes of this process, for comparisons that need computer algebra.
+        deadline_s: Processor seconds that one comparison may take.
+        memory_gb: Memory that a worker process may have, in GiB.
+        **others: Whatever else verl passes. Ignored.
 
     Returns:
-        The same keys for every input, as verl's aggregation requires: `score`, the reward, and
-        `acc`, whether the answer is right. Both 0.0 or 1.0.
+        The same keys for every response: `score`, the reward, and `acc`, whether the answer is right. Both 0.0 or 1.0.
 
     Raises:
-        ValueError: If the ground truth is one that no response could match.
+        CanaryError: At the first call, if this process's verifier does not work.
+        ValueError: If a limit is none.
+
+    Example:
+        >>> compute_score("openai/gsm8k", "Half of it is 12.\n#### 12", "12")
+        {'score': 1.0, 'acc': 1.0}
     """
-    gold = str(ground_truth)
-    problem = unfit_gold(data_source, gold)
-    if problem:
-        raise ValueError(f"ground_truth {problem}, got {ground_truth!r} (data_source {data_source!r})")
-    is_correct = float(same_answer(extract_answer(solution_str), gold))
-    return {"score": is_correct, "acc": is_correct}
+    checker = verifier_for(Limits(workers, deadline_s, memory_gb))
+    begin_s = time.perf_counter()
+    asked = _guarded(checker, lambda: checker.start(data_source, str(solution_str), str(ground_truth), extra_info))
+    result = _guarded(checker, lambda: checker.finish(asked))
+    return _counted(checker, result, begin_s).as_dict(diagnostics)
+
+
+async def compute_score_async(
+    data_source: str,
+    solution_str: str,
+    ground_truth: str,
+    extra_info: Mapping[str, Any] | None = None,
+    diagnostics: bool = False,
+    workers: int = Limits.workers,
+    deadline_s: float = Limits.deadline_s,
+    memory_gb: float = Limits.memory_gb,
+    **others: Any,
+) -> dict[str, float]:
+    """Do what `compute_score` does without blocking a thread while a worker process decides.
+
+    For verl's reward loop, which runs plain functions in a few threads that it needs for decoding too.
+    """
+    checker = verifier_for(Limits(workers, deadline_s, memory_gb))
+    begin_s = time.perf_counter()
+    asked = _guarded(checker, lambda: checker.start(data_source, str(solution_str), str(ground_truth), extra_info))
+    if isinstance(asked, Asked):
+        # Others may wait for the same decision: being cancelled must not cancel it.
+        await asyncio.shield(asyncio.wrap_future(asked.decision))
+    result = _guarded(checker, lambda: checker.finish(asked))
+    return _counted(checker, result, begin_s).as_dict(diagnostics)
+
+
+def _guarded(checker: Verifier, step: Callable[[], Any]) -> Any:
+    """Take a step in which no response may end a run: an error of ours is shown and counted, the response scores 0."""
+    try:
+        return step()
+    except Exception:
+        if checker.counts["errors"] == 0:
+            logger.exception("an error in the verifier; this response scores 0. Further ones are counted only")
+        checker.counts["errors"] += 1
+        return Result(is_correct=False, has_answer=False)
+
+
+def _counted(checker: Verifier, result: Result, begin_s: float) -> Result:
+    checker.count(result)
+    return replace(result, verify_s=time.perf_counter() - begin_s)
 
 
 def unfit_gold(data_source: str, gold: str) -> str | None:
     """Say why no response could match a gold answer, or return None.
 
-    A gold answer is fit if it scores 1 against itself, and is a number where its data source has numbers.
+    A gold answer is fit if it is the same as itself, and is a number where its data source has numbers.
     """
-    source = DATA_SOURCES.get(data_source)
+    try:
+        source = known_data_source(data_source)
+    except KeyError:
+        source = None
+    if source is not None and source.answer == "unsupported":
+        return "belongs to a task that no comparison of final answers can score"
     if source is not None and source.answer == "number" and parse_number(gold) is None:
         return "must be a plain number"
-    if not same_answer(extract_answer(gold), gold):
+    if not canonical_answer(gold) or not compare(read(gold), read(gold)):
         return "must be an answer that the reward scores 1 against itself"
     return None

@@ -1,43 +1,51 @@
-"""Find, read and compare final answers. Strings in, strings and numbers out."""
+"""Find the final answer of a response. Strings in, strings out, in time linear in their length."""
 
 import re
-from decimal import Decimal
+from collections.abc import Sequence
 
-# An optional sign, digits with optional thousands commas, optional decimals. Nothing else: no words, no units.
-_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+", re.ASCII)
+from cfpo_verl.data_sources import Fallback
 
-# What changes how LaTeX looks and not what it says: spacing, sizes of brackets and fractions.
-_LATEX_LOOKS = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\\[,;:! ]|~|\s+")
-
-
-def extract_answer(text: str) -> str:
-    r"""Return the part of a response that states its answer, without white space around it.
-
-    What follows the last `####` (GSM8K's marker), up to the end of that line, unless a `\boxed{...}` comes later still:
-    headings in markdown have that marker too. Without a marker, or with nothing behind it, what stands in the last
-    `\boxed{...}`; without both the whole response.
-
-    Example:
-        >>> extract_answer("3 + 4 is 7.\n#### 7\n")
-        '7'
-        >>> extract_answer(r"#### Step 1: halve it. So it is \boxed{\frac{1}{2}}.")
-        '\\frac{1}{2}'
-        >>> extract_answer(" 12 ")
-        '12'
-    """
-    _before, marker, after = text.rpartition("####")
-    if marker:
-        boxed = last_boxed(after)
-        stated = after.strip().splitlines()
-        if boxed is None and stated:
-            return stated[0].strip()
-        return boxed or last_boxed(text) or ""
-    boxed = last_boxed(text)
-    return text.strip() if boxed is None else boxed
-
-
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 # A box, an escaped character, or a brace.
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([^\s{\\$]+))|\\.|([{}])", re.DOTALL)
+_ANSWER_LINE = re.compile(r"\banswer(?:\s*\*{0,2}\s*is\b|\s*\*{0,2}\s*[:=])\s*:?", re.IGNORECASE)
+# Ends a sentence, but not in the middle of 3.5 or of "p.m. today".
+_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z]|\s*$)")
+
+
+def extract_answer(text: str, fallbacks: Sequence[Fallback] = ("answer_line",)) -> str | None:
+    r"""Return the part of a response that states its final answer, or None if there is none.
+
+    That is what stands in the last balanced `\boxed{...}`; without a box the first fallback that finds something. What
+    a reasoning model thinks, up to `</think>`, does not count, and if it never stops thinking there is no answer.
+    Several boxes in the same sentence are one answer, a list.
+
+    Args:
+        text: The response.
+        fallbacks: Where to look if there is no box.
+
+    Example:
+        >>> extract_answer(r"First \boxed{1}. So it is \boxed{\frac{1}{2}}.")
+        '\\frac{1}{2}'
+        >>> extract_answer(r"It is \boxed{3} or \boxed{4}.")
+        '3, 4'
+        >>> extract_answer("3 + 4 is 7.\n#### 7\n", ["hashes"]), extract_answer("<think> 7")
+        ('7', None)
+    """
+    _thought, end_of_thought, after = text.rpartition("</think>")
+    if end_of_thought:
+        text = after
+    elif "<think>" in text:
+        return None
+    if _BOX.search(text):
+        boxed = _final_boxes(text)
+        if boxed is not None:
+            return boxed or None
+    for fallback in fallbacks:
+        answer = _FALLBACKS[fallback](text)
+        if answer:
+            return answer
+    return None
 
 
 def last_boxed(text: str) -> str | None:
@@ -54,80 +62,74 @@ def last_boxed(text: str) -> str | None:
         >>> last_boxed("no box") is None
         True
     """
-    last: tuple[int, str] | None = None
-    open_braces: list[int | None] = []  # where a box begins, None for other braces
+    boxes = _boxes(text)
+    return boxes[-1][2] if boxes else None
+
+
+def _boxes(text: str) -> list[tuple[int, int, str]]:
+    """Return (begin, end, content) of every balanced box, in the order in which they begin."""
+    found = []
+    open_braces: list[tuple[int, int] | None] = []  # where a box and its content begin, None for other braces
     for token in _BOX_OR_BRACE.finditer(text):
         box, bare, brace = token.groups()
         if box:
-            open_braces.append(token.end())
+            open_braces.append((token.start(), token.end()))
         elif bare:
-            last = (token.end(), bare.rstrip(".,;"))
+            found.append((token.start(), token.end(), bare.rstrip(".,;")))
         elif brace == "{":
             open_braces.append(None)
         elif brace == "}" and open_braces:
             begin = open_braces.pop()
-            if begin is not None and (last is None or begin > last[0]):
-                last = (begin, text[begin : token.start()].strip())
-    return None if last is None else last[1]
+            if begin is not None:
+                found.append((begin[0], token.end(), text[begin[1] : token.start()].strip()))
+    return sorted(found)
 
 
-def parse_number(text: str) -> Decimal | None:
-    """Read a plain decimal number exactly, or return None.
-
-    A leading dollar sign and thousands commas are allowed, as in GSM8K. Anything else around the
-    number makes it not a number: a response must commit to one answer.
-
-    Example:
-        >>> parse_number("$1,234.50")
-        Decimal('1234.50')
-        >>> parse_number("12 apples") is None
-        True
-    """
-    text = text.strip().removeprefix("$")
-    return Decimal(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
-
-
-def normalise_answer(text: str) -> str:
-    r"""Return an answer without what only changes how it looks.
-
-    Dollar signs around it, a full stop behind it, white space, LaTeX spacing and bracket sizes are dropped; `\dfrac`
-    and `\tfrac` become `\frac`. Nothing is computed.
-
-    Example:
-        >>> normalise_answer(r" $\left( 3, \dfrac{\pi}{2} \right)$. ")
-        '(3,\\frac{\\pi}{2})'
-    """
-    text = text.strip().rstrip(".").strip()
-    if len(text) > 1 and text.startswith("$") and text.endswith("$"):
-        text = text.strip("$")
-    return _LATEX_LOOKS.sub("", text).replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+def _final_boxes(text: str) -> str | None:
+    """Return the content of the last box; with other boxes in its sentence, all of them as a list."""
+    # Most of a response comes before its last line with a box: look there first.
+    last = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
+    line = text.rfind("\n", 0, last) + 1
+    boxes = _boxes(text[line:])
+    if boxes:
+        text = text[line:]
+    else:
+        boxes = _boxes(text)
+        if not boxes:
+            return None
+    together = [boxes[-1]]
+    for box in reversed(boxes[:-1]):
+        between = text[box[1] : together[0][0]]
+        if box[1] > together[0][0]:
+            continue  # around the last one
+        if "\n" in between or _SENTENCE_END.search(between):
+            break
+        together.insert(0, box)
+    contents = list(dict.fromkeys(content for _begin, _end, content in together))
+    return contents[0] if len(contents) == 1 else ", ".join(contents)
 
 
-def same_answer(answer: str, gold: str) -> bool:
-    r"""Return whether an answer is the gold answer.
-
-    A gold number wants the same number and nothing else; any other gold wants the same text after `normalise_answer`.
-    An empty answer is never right.
-
-    Example:
-        >>> same_answer("1,000.0", "1000"), same_answer(r"\dfrac12", r"\frac12"), same_answer("0.5", r"\frac12")
-        (True, True, False)
-    """
-    gold_number = parse_number(gold)
-    if gold_number is not None:
-        return parse_number(answer.strip().removesuffix(".").removesuffix("$")) == gold_number
-    answer = normalise_answer(answer)
-    return bool(answer) and answer == normalise_answer(gold)
+def _after_hashes(text: str) -> str | None:
+    _before, marker, after = text.rpartition("####")
+    lines = after.strip().splitlines()
+    return lines[0].strip() if marker and lines else None
 
 
-def canonical_answer(gold: str) -> str:
-    r"""Return a text that is the same for gold answers that want the same.
+def _in_answer_line(text: str) -> str | None:
+    ends = [match.end() for match in _ANSWER_LINE.finditer(text)]
+    if not ends:
+        return None
+    rest = text[ends[-1] :].lstrip(" \t*:").lstrip()
+    line = rest.splitlines()[0] if rest else ""
+    math = re.match(r"(\$+)([^$]+)\1(?=\W*$|\.\s)|\\\((.+?)\\\)(?=\W*$|\.\s)", line)
+    if math:
+        return (math[2] or math[3]).strip()
+    end = _SENTENCE_END.search(line)
+    return (line[: end.start()] if end else line).strip().strip("*").strip() or None
 
-    Example:
-        >>> canonical_answer("2.0") == canonical_answer("2")
-        True
-        >>> canonical_answer(r"\dfrac12") == canonical_answer(r"\frac12")
-        True
-    """
-    number = parse_number(gold)
-    return normalise_answer(gold) if number is None else str(number.normalize())
+
+def _all_of_it(text: str) -> str | None:
+    return text.strip() or None
+
+
+_FALLBACKS = {"hashes": _after_hashes, "answer_line": _in_answer_line, "whole": _all_of_it}

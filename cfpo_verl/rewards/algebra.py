@@ -1,0 +1,443 @@
+r"""A strict reader of algebra in LaTeX, and what its expressions are worth. What is not understood whole is not read.
+
+    sum     := product (("+" | "-") product)*
+    product := signed (["\cdot" | "\times" | "*" | "/" | "\div"] signed)*
+    signed  := ["-" | "+"] power
+    power   := atom ["^" (group | character)]
+    atom    := number | letter | constant | "\frac" group group | "\sqrt" ["[" sum "]"] group | group | "(" sum ")"
+
+An integer followed by a fraction of integers is a mixed number. Strings in, numbers out; every cost is bounded.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from hashlib import blake2b
+from math import gcd
+from typing import Any, TypeAlias
+
+from mpmath import mp, mpc
+
+# Binary digits that an exact number may have: 2^2005 is fine, a tower of powers is not.
+_MAX_BITS = 40_000
+_MAX_DEPTH = 30
+# Decimal digits of values with roots or pi, and how many of them have to agree.
+_DIGITS, _AGREEING = 60, 45
+
+# 2**61 - 1. Different polynomials of degree d agree at one random point by chance with probability d / 2**61.
+_PRIME = 2305843009213693951
+_POINTS = (1, 2)
+
+_GREEK = (
+    "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau|phi|varphi|chi|psi|"
+    "omega|Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega|ell|hbar"
+)
+_TOKEN = re.compile(
+    r"""\s*(?:
+        (?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4}(?![A-Za-z0-9]))?)
+      | (?P<letter>(?:[A-Za-z]|\\(?:GREEK)(?![A-Za-z]))(?:_(?:\{\s*[A-Za-z0-9]+\s*\}|[A-Za-z0-9]))?)
+      | (?P<command>\\[A-Za-z]+)
+      | (?P<symbol>[-+*/^(){}\[\]])
+    )""".replace("GREEK", _GREEK),
+    re.VERBOSE | re.ASCII,
+)
+_TIMES = {"*", r"\cdot", r"\times"}
+_OVER = {"/", r"\div"}
+_CONSTANTS: dict[str, Callable[[], Any]] = {r"\pi": lambda: mp.pi, "e": lambda: mp.e, "i": lambda: mpc(0, 1)}
+# A Fraction, or an mpc of mpmath, which has no types.
+Value: TypeAlias = Any
+
+
+class NotAlgebra(ValueError):
+    """The text is not read, or its value would be too large."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A part of an expression.
+
+    Args:
+        kind: number, letter, add, multiply, divide, power, root, negate or mixed.
+        parts: The nodes it is made of. A root has its radicand and its degree.
+        number: The value of a number.
+        letter: The name of a letter or constant.
+    """
+
+    kind: str
+    parts: tuple["Node", ...] = ()
+    number: Fraction = Fraction(0)
+    letter: str = ""
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        self.tokens: list[tuple[str, str]] = []
+        position = 0
+        text = text.rstrip()
+        while position < len(text):
+            match = _TOKEN.match(text, position)
+            if match is None:
+                raise NotAlgebra(text)
+            kind = match.lastgroup or ""
+            if kind == "number" and self.tokens and self.tokens[-1][0] == "number":
+                raise NotAlgebra("two numbers beside each other")
+            self.tokens.append((kind, match[kind]))
+            position = match.end()
+        self.position = 0
+        self.depth = 0
+
+    def peek(self) -> str:
+        return self.tokens[self.position][1] if self.position < len(self.tokens) else ""
+
+    def take(self, expected: str = "") -> tuple[str, str]:
+        if self.position >= len(self.tokens) or (expected and self.peek() != expected):
+            raise NotAlgebra(f"expected {expected or 'more'}")
+        self.position += 1
+        return self.tokens[self.position - 1]
+
+    def sum(self) -> Node:
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise NotAlgebra("nested too deeply")
+        terms = [self.product()]
+        while self.peek() in ("+", "-"):
+            minus = self.take()[1] == "-"
+            term = self.product()
+            terms.append(Node("negate", (term,)) if minus else term)
+        self.depth -= 1
+        return terms[0] if len(terms) == 1 else Node("add", tuple(terms))
+
+    def product(self) -> Node:
+        factors = [self.signed()]
+        divided = False
+        while True:
+            following = self.peek()
+            if following in _TIMES or following in _OVER:
+                if divided:
+                    raise NotAlgebra("a division and then something else: what is divided is not clear")
+                self.take()
+                factor = self.signed()
+                if following in _OVER:
+                    divided = True
+                    whole = factors[0] if len(factors) == 1 else Node("multiply", tuple(factors))
+                    factors = [Node("divide", (whole, factor))]
+                else:
+                    factors.append(factor)
+            elif following and following not in "+-)}]":
+                is_number = self.tokens[self.position][0] == "number"
+                if divided or (is_number and self.tokens[self.position - 1][1] != ")"):
+                    raise NotAlgebra("a number behind something else")
+                factors.append(self.power())
+            else:
+                return factors[0] if len(factors) == 1 else Node("multiply", tuple(factors))
+
+    def signed(self) -> Node:
+        if self.peek() in ("+", "-"):
+            self.depth += 1
+            if self.depth > _MAX_DEPTH:
+                raise NotAlgebra("nested too deeply")
+            minus = self.take()[1] == "-"
+            node = self.signed()
+            self.depth -= 1
+            return Node("negate", (node,)) if minus else node
+        return self.power()
+
+    def power(self) -> Node:
+        start = self.position
+        base = self.atom()
+        whole = base.kind == "number" and self.tokens[start][1].isdigit()
+        if whole and self.peek() == r"\frac":
+            part = self.atom()
+            if part.kind == "divide" and all(_is_whole(piece) for piece in part.parts):
+                return Node("mixed", (base, part))
+            return Node("multiply", (base, part))
+        if self.peek() != "^":
+            return base
+        self.take()
+        exponent = self.argument()
+        if self.peek() == "^":
+            raise NotAlgebra("two exponents")
+        return Node("power", (base, exponent))
+
+    def argument(self) -> Node:
+        r"""Read what follows ^, \frac or \sqrt: a group, or one character as TeX takes it."""
+        if self.peek() == "{":
+            return self.group("{", "}")
+        kind, text = self.tokens[self.position] if self.position < len(self.tokens) else ("", "")
+        if kind == "number" and len(text) > 1:
+            if not text.isdigit():
+                raise NotAlgebra("half a number")
+            self.tokens[self.position] = (kind, text[1:])
+            return Node("number", number=Fraction(text[0]))
+        return self.atom()
+
+    def group(self, begin: str, end: str) -> Node:
+        self.take(begin)
+        node = self.sum()
+        self.take(end)
+        return node
+
+    def atom(self) -> Node:
+        kind, text = self.tokens[self.position] if self.position < len(self.tokens) else ("", "")
+        if text in ("(", "{", "["):
+            return self.group(text, {"(": ")", "{": "}", "[": "]"}[text])
+        self.take()
+        if kind == "number":
+            return Node("number", number=_exact(text))
+        if kind == "letter":
+            return Node("letter", letter=re.sub(r"[{}\s]", "", text))
+        if text == r"\frac":
+            return Node("divide", (self.argument(), self.argument()))
+        if text == r"\sqrt":
+            degree = self.group("[", "]") if self.peek() == "[" else Node("number", number=Fraction(2))
+            return Node("root", (self.argument(), degree))
+        raise NotAlgebra(text)
+
+
+def _exact(text: str) -> Fraction:
+    mantissa, _e, exponent = text.lower().partition("e")
+    if abs(int(exponent or 0)) > 1000:
+        raise NotAlgebra("too large")
+    return Fraction(mantissa.rstrip(".") if mantissa.endswith(".") else mantissa) * Fraction(10) ** int(exponent or 0)
+
+
+def _is_whole(node: Node) -> bool:
+    return node.kind == "number" and node.number.denominator == 1
+
+
+def parse(text: str) -> Node:
+    r"""Read an expression.
+
+    Raises:
+        NotAlgebra: If anything in it is not understood.
+
+    Example:
+        >>> value(parse(r"1\frac{4}{5}"))
+        Fraction(9, 5)
+    """
+    reader = _Reader(text)
+    if not reader.tokens:
+        raise NotAlgebra("nothing")
+    try:
+        node = reader.sum()
+    except RecursionError:
+        raise NotAlgebra("nested too deeply") from None
+    if reader.position < len(reader.tokens):
+        raise NotAlgebra(f"{reader.peek()} is left over")
+    return node
+
+
+def letters(node: Node) -> frozenset[str]:
+    """Return the letters of an expression that are not constants."""
+    own = {node.letter} if node.kind == "letter" and node.letter not in _CONSTANTS else set()
+    return frozenset(own.union(*(letters(part) for part in node.parts)))
+
+
+def value(node: Node) -> Value:
+    r"""Return what an expression without variables is worth: exactly if it is rational, else to 60 digits.
+
+    Raises:
+        NotAlgebra: If it has variables, is not defined, or is too large.
+
+    Example:
+        >>> value(parse(r"2^{10}/4")), value(parse(r"\frac{\sqrt{9}}{3}"))
+        (Fraction(256, 1), Fraction(1, 1))
+    """
+    with mp.workdps(_DIGITS):
+        try:
+            return _value(node)
+        except (ZeroDivisionError, OverflowError, ValueError) as error:
+            raise NotAlgebra(str(error)) from None
+
+
+def _value(node: Node) -> Value:
+    if node.kind == "number":
+        return node.number
+    if node.kind == "letter":
+        constant = _CONSTANTS.get(node.letter)
+        if constant is None:
+            raise NotAlgebra(f"{node.letter} is a variable")
+        return mpc(constant())
+    parts = [_value(part) for part in node.parts]
+    if node.kind == "power":
+        return _power(*parts)
+    if node.kind == "root":
+        if not isinstance(parts[1], Fraction) or parts[1].denominator != 1 or not 2 <= parts[1] <= 100:
+            raise NotAlgebra("a root of this degree")
+        return _power(parts[0], 1 / parts[1])
+    if node.kind == "negate":
+        return -parts[0]
+    if all(isinstance(part, Fraction) for part in parts):
+        result = _OPERATIONS[node.kind](parts)
+        _check_size(result)
+        return result
+    return mpc(_OPERATIONS[node.kind]([_inexact(part) for part in parts]))
+
+
+def _inexact(number: Value) -> mpc:
+    return mpc(mp.mpf(number.numerator) / number.denominator) if isinstance(number, Fraction) else number
+
+
+def _product(parts: list) -> Value:
+    result = parts[0]
+    for part in parts[1:]:
+        result = result * part
+        if isinstance(result, Fraction):
+            _check_size(result)
+    return result
+
+
+_OPERATIONS: dict[str, Callable[[list], Value]] = {
+    "add": lambda parts: sum(parts[1:], parts[0]),
+    "mixed": lambda parts: parts[0] + parts[1],
+    "multiply": _product,
+    "divide": lambda parts: parts[0] / parts[1],
+}
+
+
+def _bits(number: Fraction) -> int:
+    return max(number.numerator.bit_length(), number.denominator.bit_length())
+
+
+def _check_size(number: Fraction) -> None:
+    if _bits(number) > _MAX_BITS:
+        raise NotAlgebra("too large")
+
+
+def _power(base: Value, exponent: Value) -> Value:
+    if isinstance(exponent, Fraction):
+        if exponent.denominator == 1 and isinstance(base, Fraction):
+            if _bits(base) * abs(exponent) > _MAX_BITS:
+                raise NotAlgebra("too large")
+            return base ** int(exponent)
+        if isinstance(base, Fraction) and base >= 0 and exponent.denominator <= 100 and abs(exponent) <= 1000:
+            root = _exact_root(base, exponent.denominator)
+            if root is not None:
+                return _power(root, Fraction(exponent.numerator))
+            return mpc(mp.power(_inexact(base).real, _inexact(exponent).real))
+        if isinstance(base, Fraction) and exponent == Fraction(1, 2):
+            return mpc(0, 1) * _inexact(_power(-base, exponent))
+        if isinstance(base, Fraction):
+            raise NotAlgebra("a root of a negative number")
+        if abs(exponent) > 1000:
+            raise NotAlgebra("too large")
+    elif isinstance(base, Fraction) and not base > 0:
+        raise NotAlgebra("a power of a negative number")
+    result = mpc(mp.power(_inexact(base), _inexact(exponent)))
+    if not (mp.isfinite(result.real) and mp.isfinite(result.imag)) or abs(mp.mag(result)) > _MAX_BITS:
+        raise NotAlgebra("too large")
+    return result
+
+
+def _exact_root(base: Fraction, degree: int) -> Fraction | None:
+    """Return the rational root of a number, or None if it has none."""
+    if _bits(base) > 2000:
+        raise NotAlgebra("too large")
+    parts = []
+    for whole in (base.numerator, base.denominator):
+        with mp.workprec(whole.bit_length() + 64):
+            root = int(mp.nint(mp.root(whole, degree))) if whole else 0
+        if root**degree != whole:
+            return None
+        parts.append(root)
+    return Fraction(*parts)
+
+
+def same_value(first: Value, second: Value) -> bool:
+    """Return whether two values are the same: exactly, or in 45 digits where one is not rational.
+
+    Example:
+        >>> same_value(Fraction(1, 2), Fraction(2, 4)), same_value(Fraction(333, 1000), Fraction(1, 3))
+        (True, False)
+    """
+    if isinstance(first, Fraction) and isinstance(second, Fraction):
+        return first == second
+    with mp.workdps(_DIGITS):
+        first, second = _inexact(first), _inexact(second)
+        return bool(abs(first - second) <= mp.mpf(10) ** -_AGREEING * max(abs(first), abs(second)))
+
+
+def fingerprint(node: Node) -> tuple[int, ...] | None:
+    """Return numbers that are the same for expressions that are the same rational function; None if it is not one.
+
+    They are its values at two points in arithmetic modulo a prime (Schwartz-Zippel). Roots, constants and exponents
+    with variables are not read.
+    """
+    try:
+        return tuple(_modular(node, point) for point in _POINTS)
+    except NotAlgebra:
+        return None
+
+
+@cache
+def _at_point(letter: str, point: int) -> int:
+    return int.from_bytes(blake2b(f"{letter} {point}".encode(), digest_size=8).digest(), "big") % _PRIME
+
+
+def _modular(node: Node, point: int) -> int:
+    if node.kind == "number":
+        if gcd(node.number.denominator, _PRIME) != 1:
+            raise NotAlgebra("not defined")
+        return node.number.numerator * pow(node.number.denominator, -1, _PRIME) % _PRIME
+    if node.kind == "letter":
+        if node.letter in _CONSTANTS:
+            raise NotAlgebra("a constant")
+        return _at_point(node.letter, point)
+    if node.kind == "power":
+        exponent = _value(node.parts[1])
+        if not isinstance(exponent, Fraction) or exponent.denominator != 1 or abs(exponent) > 1000:
+            raise NotAlgebra("an exponent that is not a whole number")
+        base = _modular(node.parts[0], point)
+        if exponent < 0 and base == 0:
+            raise NotAlgebra("not defined")
+        return pow(base, int(exponent), _PRIME)
+    if node.kind == "root":
+        raise NotAlgebra("a root")
+    parts = [_modular(part, point) for part in node.parts]
+    if node.kind == "negate":
+        return -parts[0] % _PRIME
+    if node.kind == "divide":
+        if parts[1] == 0:
+            raise NotAlgebra("not defined")
+        return parts[0] * pow(parts[1], -1, _PRIME) % _PRIME
+    if node.kind == "multiply":
+        result = 1
+        for part in parts:
+            result = result * part % _PRIME
+        return result
+    return sum(parts) % _PRIME
+
+
+def is_finished(node: Node) -> bool:
+    r"""Return whether no arithmetic between plain numbers is left to the reader.
+
+    Fractions, mixed numbers, powers, roots, and a number times a power of ten are ways to write a number; `2+3`,
+    `2\cdot 3`, `\frac{1+2}{3}` are not.
+
+    Example:
+        >>> [is_finished(parse(text)) for text in (r"2\sqrt{3}+1", r"\frac{6}{4}", r"3\cdot10^8", "2+3")]
+        [True, True, True, False]
+    """
+    if node.kind in ("add", "multiply"):
+        plain = [part for part in node.parts if _is_rational(part)]
+        if len(plain) > 1 and not (node.kind == "multiply" and len(plain) == 2 and _is_power_of_ten(plain[1])):
+            return False
+    if node.kind == "divide" and _is_rational(node) and any(_unsigned(part).kind == "divide" for part in node.parts):
+        return False
+    return all(is_finished(part) for part in node.parts)
+
+
+def _unsigned(node: Node) -> Node:
+    return _unsigned(node.parts[0]) if node.kind == "negate" else node
+
+
+def _is_rational(node: Node) -> bool:
+    return node.kind in ("number", "mixed") or (
+        node.kind not in ("letter", "root") and all(_is_rational(part) for part in node.parts)
+    )
+
+
+def _is_power_of_ten(node: Node) -> bool:
+    return node.kind == "power" and node.parts[0] == Node("number", number=Fraction(10))

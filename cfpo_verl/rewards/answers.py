@@ -1,0 +1,538 @@
+"""What an answer says: numbers, expressions, tuples, lists, sets, intervals, matrices, words, with units.
+
+`read` takes the text of an answer apart. Spacing, sizes of brackets and fractions, thousands separators and the like
+are gone afterwards. Strings in, values out.
+"""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from functools import lru_cache
+
+from cfpo_verl.rewards import algebra
+from cfpo_verl.rewards.units import is_bare_unit, unit_name
+
+# Nothing longer is a final answer; the longest gold answer of the public sets has about 250 characters.
+MAX_CHARACTERS = 1000
+_MAX_ITEMS = 64
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An expression, a number or words.
+
+    Args:
+        text: The expression without what only changes how it looks.
+        unit: Its unit in canonical spelling, "%", "°", "$" or "".
+        node: The expression, if `algebra` reads it.
+        value: Its value, if it has no variables.
+        words: Whether it is words and not mathematics.
+    """
+
+    text: str
+    unit: str = ""
+    node: algebra.Node | None = None
+    value: algebra.Value | None = None
+    words: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    r"""Several answers that belong together.
+
+    Args:
+        kind: "list" (of solutions, in any order), "set" (in any order), "union" (of intervals and sets), "matrix", or
+            the brackets of a tuple or interval such as "()" or "[)".
+        items: The parts. Those of a matrix are its rows, tuples of kind "row".
+    """
+
+    kind: str
+    items: tuple["Answer", ...]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A name and what it is: x = 5, f(x) = 2x.
+
+    Args:
+        name: The left side.
+        right: The right side.
+        text: The whole.
+    """
+
+    name: str
+    right: "Answer"
+    text: str
+
+
+Answer = Leaf | Group | Assignment
+
+
+# Typographic forms of mathematical signs. Look-alikes of digits and letters are deliberately not among them.
+_SIGNS = {
+    "\u2212": "-",
+    "\u00d7": r"\times ",
+    "\u00b7": r"\cdot ",
+    "\u22c5": r"\cdot ",
+    "\u00f7": r"\div ",
+    "\u03c0": r"\pi ",
+    "\u221a": r"\sqrt ",
+    "\u221e": r"\infty ",
+    "\u00b0": r"^\circ ",
+    "\u2264": r"\le ",
+    "\u2265": r"\ge ",
+    "\u2260": r"\ne ",
+    "\u222a": r"\cup ",
+    "\u2229": r"\cap ",
+    "\u2208": r"\in ",
+    "\u00b1": r"\pm ",
+    "\u00b2": "^2",
+    "\u00b3": "^3",
+    "\u00bd": r"\frac{1}{2}",
+    "\u00bc": r"\frac{1}{4}",
+    "\u00be": r"\frac{3}{4}",
+    "\u00a0": " ",
+    "\u2009": " ",
+    "\u202f": " ",
+    "\u03b8": r"\theta ",
+    "\u03b1": r"\alpha ",
+    "\u03b2": r"\beta ",
+    "\u03bb": r"\lambda ",
+}
+_SIGN_TABLE = str.maketrans(_SIGNS)
+
+_REPLACED = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        # numpy, which stands in some gold answers of Minerva.
+        (r"(?<![A-Za-z\\])np\.(?=[a-z]+\()", r"\\"),
+        # Thousands: 10,\!080 and 11,\! 111 and 10{,}000 and 10\,000.
+        (r"(?<=\d)(?:\{,\}|,\s*\\!)\s*(?=\d{3}(?!\d))", ""),
+        (r"(?<=\d)\\[, ](?=\d{3}(?!\d))", ""),
+        (r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigg|Bigg)(?![A-Za-z])[lr]?\.?", ""),
+        (r"\\[!]", ""),
+        (r"(?<!\\)\\(?:[,;:>\s]|quad(?![A-Za-z])|qquad(?![A-Za-z]))|~", " "),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+        (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"(?<=[A-Za-z)}])'", r"^{\\prime}"),
+        (r"\((\w+)\)(?=_)", r"\1"),
+        (r"\\langle(?![A-Za-z])", "("),
+        (r"\\rangle(?![A-Za-z])", ")"),
+        (r"\\(?:lbrace|\{)", r"\\{"),
+        (r"\\(?:rbrace|\})", r"\\}"),
+        (r"\\(?:geqslant|geq|ge)(?![A-Za-z])", r"\\ge "),
+        (r"\\(?:leqslant|leq|le)(?![A-Za-z])", r"\\le "),
+        (r"\\(?:gt)(?![A-Za-z])", ">"),
+        (r"\\(?:lt)(?![A-Za-z])", "<"),
+        (r"\\(?:neq|ne)(?![A-Za-z])", r"\\ne "),
+        (r"\\(?:lvert|rvert|vert)(?![A-Za-z])", "|"),
+        (r"\\(?:mathbb|mathcal|boldsymbol|mathbf|bm)\s*\{([A-Za-z0-9])\}", r"\1"),
+        (r"\\(?:mbox|textbf|textit|textrm|textnormal|mathrm|mathbf|boldsymbol|text|operatorname)\s*\{", r"\\text{"),
+        (r"\\text\{\s*(arc)?(sin|cos|tan|cot|sec|csc|log|ln)\s*\}", r"\\\1\2 "),
+        (r"\\text\{\s*([A-Za-z])\s*\}(?=[\^_(]|\s*[=<>])", r"\1"),
+        (r"\\cdotp?(?![A-Za-z])|\\times(?![A-Za-z])|\*", r"\\cdot "),
+        (r"\^\s*\{?\s*(?:\\circ|\\text\{\s*o\s*\})\s*\}?|\\degree(?![A-Za-z])", "°"),
+        (r"\\%", "%"),
+        (r"\\\$", "$"),
+        (r"\\(?:dots|ldots|cdots)(?![A-Za-z])", "..."),
+        (r"\s+", " "),
+    )
+)
+_OUTER_MATH = re.compile(r"\$+([^$]*)\$+|\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
+
+
+def _tidy(text: str) -> str:
+    """Return an answer without what only changes how it looks."""
+    text = text.translate(_SIGN_TABLE).strip()
+    while True:
+        stripped = text.rstrip(".,;: \n").strip() if not text.endswith("\\,") else text[:-2].strip()
+        match = _OUTER_MATH.fullmatch(stripped)
+        if match:
+            stripped = next(part for part in match.groups() if part is not None).strip()
+        if stripped == text:
+            break
+        text = stripped
+    for pattern, replacement in _REPLACED:
+        text = pattern.sub(replacement, text)
+    # Formulas in a row, such as `$69$,$84$`, and not money, which has its sign in front.
+    return (text.replace("$", "") if text.endswith("$") or "$,$" in text else text).strip()
+
+
+def _split(text: str, separator: re.Pattern[str]) -> list[str]:
+    """Split a text where a separator stands outside of all brackets."""
+    if not separator.search(text):
+        return [text]
+    parts, depth, begin, position = [], 0, 0, 0
+    while position < len(text):
+        character = text[position]
+        if character == "\\" and text[position + 1 : position + 2] not in ("{", "}"):
+            match = separator.match(text, position) if depth == 0 else None
+            if match is None:
+                position += 2
+                continue
+        elif character == "\\":
+            depth += 1 if text[position + 1] == "{" else -1
+            position += 2
+            continue
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        match = separator.match(text, position) if depth == 0 else None
+        if match and match.end() > position:
+            parts.append(text[begin:position])
+            begin = position = match.end()
+        else:
+            position += 1
+    return [*parts, text[begin:]]
+
+
+_COMMA = re.compile(r",|;")
+_WIDE_COMMA = re.compile(r", |;")
+_AND = re.compile(r",?\s*(?:\\text\{,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*")
+_CUP = re.compile(r"\\cup(?![A-Za-z])")
+_EQUALS = re.compile(r"=")
+_ORDER = re.compile(r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>")
+_GROUPED = re.compile(
+    r"[-+]?\$? ?\d{1,3}(?:,\d{3})+(?:\.\d+)?\$?(?: ?%|°| ?\\(?:text|pi|sqrt)[^,]*| [A-Za-z ]+)?", re.ASCII
+)
+_MATRIX = re.compile(r"\\begin\{([pbvB]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_NAME = re.compile(
+    r"(?:\\?[A-Za-z]+)(?:_(?:\{[^{}]*\}|[A-Za-z0-9]))?(?:'|\^\{?\\prime\}?)?(?:\((?:[A-Za-z](?:,\s*[A-Za-z])*)\))?"
+)
+_NAMES = re.compile(r"\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])+\s*\)")
+_VARIABLE = re.compile(r"\\?[A-Za-z]+")
+_MEMBER = re.compile(r"([A-Za-z])\s*\\in(?![A-Za-z])\s*(.*)", re.DOTALL)
+_PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
+_CHOICE = re.compile(r"\(?\s*(?:\\text\{)?\s*\(?([A-Z])\)?\s*\}?\s*\)?")
+_TEXT_ALL = re.compile(r"\\text\{([^{}]*)\}")
+
+
+@lru_cache(maxsize=20_000)
+def read(text: str) -> Answer:
+    r"""Take an answer apart.
+
+    Example:
+        >>> read(r"\left( 3, 0.5 \right)").kind, read("2, 3").kind, read(r"x \in [0,1)").kind
+        ('()', 'list', '[)')
+    """
+    if len(text) > MAX_CHARACTERS:
+        return Leaf(text, words=True)
+    return _read(_tidy(text), 0)
+
+
+def _read(text: str, depth: int) -> Answer:
+    text = text.strip()
+    if depth > 8:
+        return Leaf(text, words=True)
+    whole = _TEXT_ALL.fullmatch(text)
+    if whole:
+        text = whole[1].strip()
+    for reader in (_choice, _grouped, _union, _matrix, _bracketed, _list, _relation, _plus_minus):
+        answer = reader(text, depth + 1)
+        if answer is not None:
+            return answer
+    return _leaf(text)
+
+
+def _choice(text: str, _depth: int) -> Answer | None:
+    match = _CHOICE.fullmatch(text)
+    return Leaf(match[1]) if match and len(text) > 1 else None
+
+
+def _grouped(text: str, _depth: int) -> Answer | None:
+    return _leaf(text.replace(",", "")) if _GROUPED.fullmatch(text) else None
+
+
+def _group(kind: str, texts: list[str], depth: int) -> Answer | None:
+    if len(texts) > _MAX_ITEMS:
+        return Leaf(", ".join(texts), words=True)
+    return Group(kind, tuple(_read(text, depth) for text in texts))
+
+
+def _union(text: str, depth: int) -> Answer | None:
+    parts = _split(text, _CUP)
+    return _group("union", parts, depth) if len(parts) > 1 else None
+
+
+def _matrix(text: str, depth: int) -> Answer | None:
+    match = _MATRIX.fullmatch(text)
+    if not match:
+        return None
+    rows = [row for row in match[2].split(r"\\") if row.strip()]
+    if len(rows) > _MAX_ITEMS:
+        return Leaf(text, words=True)
+    return Group("matrix", tuple(_group("row", row.split("&"), depth) or Leaf("") for row in rows))
+
+
+def _bracketed(text: str, depth: int) -> Answer | None:
+    if text.startswith(r"\{") and text.endswith(r"\}") and len(_split(text, re.compile(r"(?<=\\\})"))) == 1:
+        return _elements("set", text[2:-2], depth)
+    if len(text) < 2 or text[0] not in "([" or text[-1] not in ")]" or not _closes_at_end(text):
+        return None
+    inner = _split(text[1:-1], _COMMA)
+    if len(inner) > 1:
+        return _group(text[0] + text[-1], inner, depth)
+    return _read(text[1:-1], depth) if text[0] + text[-1] == "()" else None
+
+
+def _closes_at_end(text: str) -> bool:
+    depth = 0
+    for position, character in enumerate(text):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+            if depth == 0:
+                return position == len(text) - 1
+    return False
+
+
+def _elements(kind: str, text: str, depth: int) -> Answer | None:
+    """Read the elements of a list or set; x = 2 or x = 3 are two values of x."""
+    parts = [piece for part in _split(text, _AND) for piece in _pieces(part)]
+    parts = [part for part in (part.strip() for part in parts) if part]
+    group = _group(kind, parts, depth)
+    if not isinstance(group, Group):
+        return group
+    items: list[Answer] = []
+    for item in group.items:  # \pm inside makes a list of two
+        items += item.items if isinstance(item, Group) and item.kind == "list" else [item]
+    names = {item.name for item in items if isinstance(item, Assignment)}
+    if len(names) == 1 and isinstance(items[0], Assignment):
+        items = [item.right if isinstance(item, Assignment) else item for item in items]
+    return Group(kind, tuple(items))
+
+
+def _pieces(text: str) -> list[str]:
+    """Split at commas; at commas with a space only, where the others separate thousands."""
+    wide = _split(text, _WIDE_COMMA)
+    if len(wide) > 1 and all(_GROUPED.fullmatch(part.strip()) for part in wide if "," in part):
+        return wide
+    return _split(text, _COMMA)
+
+
+def _list(text: str, depth: int) -> Answer | None:
+    if len(_split(text, _AND)) == 1 and len(_split(text, _COMMA)) == 1:
+        return None
+    if text.startswith(r"\text") and "," not in _TEXT_ALL.sub("", text) and not _AND.search(text):
+        return None
+    return _elements("list", text, depth)
+
+
+def _relation(text: str, depth: int) -> Answer | None:
+    member = _MEMBER.fullmatch(text)
+    if member:
+        answer = _read(member[2], depth)
+        return answer if isinstance(answer, Group) else None
+    sides = [side.strip() for side in _split(text, _EQUALS)]
+    if len(sides) == 2 and all(sides):
+        if not _is_name(sides[0]) and _is_name(sides[1]) and _has_value(_read(sides[0], depth)):
+            sides.reverse()
+        if _NAMES.fullmatch(sides[0]):
+            return _read(sides[1], depth)
+        if _is_name(sides[0]):
+            return Assignment(_squeeze(sides[0]), _read(sides[1], depth), _squeeze(text))
+        return None
+    return _inequality(text, depth) if len(sides) == 1 else None
+
+
+def _is_name(text: str) -> bool:
+    match = _NAME.fullmatch(text)
+    letters = re.match(r"[A-Za-z]+", text)
+    return bool(match) and (letters is None or len(letters[0]) == 1)
+
+
+def _has_value(answer: Answer) -> bool:
+    return isinstance(answer, Leaf) and answer.value is not None
+
+
+def _inequality(text: str, depth: int) -> Answer | None:
+    signs = _ORDER.findall(text)
+    sides = [side.strip() for side in _split(text, _ORDER)]
+    if len(signs) != len(sides) - 1 or not 1 <= len(signs) <= 2 or not all(sides):
+        return None
+    if all(sign in ("<", r"\le") for sign in signs):
+        pass
+    elif all(sign in (">", r"\ge") for sign in signs):
+        sides.reverse()
+        signs = ["<" if sign == ">" else r"\le" for sign in reversed(signs)]
+    else:
+        return None
+    closed = [sign == r"\le" for sign in signs]
+    if len(sides) == 3 and _VARIABLE.fullmatch(sides[1]):
+        kind = ("[" if closed[0] else "(") + ("]" if closed[1] else ")")
+        return _group(kind, [sides[0], sides[2]], depth)
+    if len(sides) == 2 and _VARIABLE.fullmatch(sides[0]):
+        return _group("(]" if closed[0] else "()", [r"-\infty", sides[1]], depth)
+    if len(sides) == 2 and _VARIABLE.fullmatch(sides[1]):
+        return _group("[)" if closed[0] else "()", [sides[0], r"\infty"], depth)
+    return None
+
+
+def _plus_minus(text: str, depth: int) -> Answer | None:
+    if not _PLUS_MINUS.search(text):
+        return None
+    upper = text.replace(r"\pm", "+").replace(r"\mp", "-")
+    lower = text.replace(r"\pm", "-").replace(r"\mp", "+")
+    return _group("list", [upper, lower], depth)
+
+
+_BASE = r"(?:_(?:\{[^{}]*\}|[A-Za-z0-9]))"
+_TRAILING_UNIT = re.compile(r"(.*?)\s*(?:(°)|(%)|(\$)|\\text\{([^{}]*)\}\s*(?:\^\s*\{?\s*([23])\s*\}?)?)", re.DOTALL)
+_TRAILING_WORDS = re.compile(r"(.*?[0-9})])\s+([A-Za-z][A-Za-z./ ]*[A-Za-z.](?:\s*\^\s*\{?\s*[23]\s*\}?)?)", re.DOTALL)
+_WORDS = re.compile(r"[A-Za-z][A-Za-z' .\-]*", re.ASCII)
+# Letters in a row are variables, but not as many as this.
+BARE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
+_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\overline\{?(\d+)\}?", re.ASCII)
+
+
+def _leaf(text: str) -> Leaf:
+    text = text.strip()
+    unit = ""
+    match = _TRAILING_UNIT.fullmatch(text)
+    if match and match[1]:
+        degrees, percent, dollar, words, exponent = match.groups()[1:]
+        unit = degrees or percent or dollar or unit_name(words + (f"^{exponent}" if exponent else ""))
+        if degrees and "\\" in re.sub(r"\\(?:frac|sqrt|pi)(?![A-Za-z])", "", match[1]):
+            unit = ""  # the degrees of an argument: \cos 13°
+        else:
+            text = match[1].strip()
+    else:
+        match = _TRAILING_WORDS.fullmatch(text)
+        if match and is_bare_unit(match[2]):
+            text, unit = match[1].strip(), unit_name(match[2])
+    money = re.fullmatch(r"([-+]?)\s*\$\s*(.*)", text, re.DOTALL)
+    if money and not unit:
+        text, unit = money[1] + money[2], "$"
+    text = text.removeprefix("+").strip()
+    if unit and text.endswith(("°", "%")):
+        return Leaf(_squeeze(text + unit), words=True)  # two units
+    text = _TEXT_ALL.sub(lambda match: match[1] if match[1].strip().isdigit() else match[0], text)
+    return _expression(text, unit)
+
+
+def _expression(text: str, unit: str) -> Leaf:
+    repeating = _REPEATING.fullmatch(text.replace(" ", ""))
+    if repeating:
+        sign, whole, fixed, repeated = repeating.groups()
+        nines = "9" * len(repeated) + "0" * len(fixed)
+        text = rf"{sign}\frac{{{int(whole + fixed + repeated or 0) - int(whole + fixed or 0)}}}{{{nines}}}"
+    try:
+        node = algebra.parse(text)
+    except algebra.NotAlgebra:
+        is_words = (
+            not text.replace("°", "").isascii()
+            or r"\text" in text
+            or bool(_WORDS.fullmatch(text) or BARE_WORD.search(text))
+        )
+        squeezed = _squeeze(text)
+        return Leaf(squeezed.casefold() if is_words and len(squeezed) > 1 else squeezed, unit, words=is_words)
+    if len(text) > 3 and _WORDS.fullmatch(text) and len(text.replace(" ", "")) > 3:
+        return Leaf(_squeeze(text).casefold(), unit, words=True)
+    try:
+        number = None if algebra.letters(node) else algebra.value(node)
+    except algebra.NotAlgebra:
+        number = None
+    return Leaf(_squeeze(text), unit, node, number)
+
+
+_BRACED_CHARACTER = re.compile(r"([\^_])\{([A-Za-z0-9])\}")
+_BARE_FRACTION = re.compile(r"\\frac\s*(?:\{([^{}]*)\}|([A-Za-z0-9]))\s*(?:\{([^{}]*)\}|([A-Za-z0-9]))")
+_BARE_ROOT = re.compile(r"\\sqrt\s*([A-Za-z0-9])")
+
+
+def stands_in(expression: str, text: str) -> bool:
+    r"""Return whether an expression stands in a text, whatever its spaces, brackets and braces look like.
+
+    Example:
+        >>> stands_in(r"\frac12+x", r"Find $\dfrac{1}{2} + x$."), stands_in("2x", "12x")
+        (True, False)
+    """
+    pattern = r"\s*".join(map(re.escape, re.sub(r"\s+", "", squeeze(expression))))
+    return bool(re.search(rf"(?<![A-Za-z0-9\\]){pattern}(?![A-Za-z0-9])", _respell(_tidy(text))))
+
+
+def squeeze(text: str) -> str:
+    """Return a text without what only changes how its mathematics looks, as leaves have it."""
+    return _squeeze(_tidy(text))
+
+
+def _respell(text: str) -> str:
+    """Return one spelling for texts that differ in braces around single characters."""
+    text = _BARE_FRACTION.sub(
+        lambda match: (
+            rf"\frac{{{match[1] if match[2] is None else match[2]}}}"
+            rf"{{{match[3] if match[4] is None else match[4]}}}"
+        ),
+        text,
+    )
+    text = _BARE_ROOT.sub(r"\\sqrt{\1}", text)
+    return _BRACED_CHARACTER.sub(r"\1\2", text)
+
+
+def _squeeze(text: str) -> str:
+    """Return one spelling for texts that differ in spaces and in braces around single characters."""
+    text = _respell(text)
+    # A space keeps two numbers, and a command and a letter, apart; all others mean nothing.
+    text = re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", r"\1\0", text)
+    text = re.sub(r"(?<=[0-9])\s+(?=[0-9])", "\0", text)
+    return re.sub(r"\s+", "", text).replace("\0", " ")
+
+
+# An optional sign, digits with optional thousands commas, optional decimals. Nothing else: no words, no units.
+_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+", re.ASCII)
+
+
+def parse_number(text: str) -> Decimal | None:
+    """Read a plain decimal number exactly, or return None.
+
+    A leading dollar sign and thousands commas are allowed, as in GSM8K. Anything else around the
+    number makes it not a number.
+
+    Example:
+        >>> parse_number("$1,234.50")
+        Decimal('1234.50')
+        >>> parse_number("12 apples") is None
+        True
+    """
+    text = text.strip().removeprefix("$")
+    return Decimal(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
+
+
+def canonical_answer(text: str) -> str:
+    r"""Return a text that is the same for answers that want the same; "" for an empty one.
+
+    Example:
+        >>> canonical_answer("0.5") == canonical_answer(r"\dfrac12")
+        True
+    """
+    return _canonical(read(text))
+
+
+def has_words(text: str) -> bool:
+    r"""Return whether there are words, and not mathematics, among the parts of an answer.
+
+    Example:
+        >>> has_words(r"\text{east}"), has_words(r"3\text{ cm}, 4")
+        (True, False)
+    """
+    return _has_words(read(text))
+
+
+def _has_words(answer: Answer) -> bool:
+    if isinstance(answer, Leaf):
+        return answer.words
+    parts = answer.items if isinstance(answer, Group) else (answer.right,)
+    return any(map(_has_words, parts))
+
+
+def _canonical(answer: Answer) -> str:
+    if isinstance(answer, Assignment):
+        return _canonical(answer.right)
+    if isinstance(answer, Leaf):
+        return str(answer.value) if isinstance(answer.value, Fraction) else answer.text
+    parts = [_canonical(item) for item in answer.items]
+    return f"{answer.kind} {sorted(parts) if answer.kind in ('list', 'set', 'union') else parts}"

@@ -1,0 +1,51 @@
+"""Known right and wrong answers, scored before training through the very path that training uses.
+
+A verifier that has gone wrong (a missing package, workers that die, a limit that is too tight) mostly says 0 to
+everything, which looks like a model that does not learn.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cfpo_verl.rewards.verifier import Verifier
+
+# Data source, response, gold answer, score. The last four need a worker process.
+CASES = (
+    ("openai/gsm8k", "3 + 4 is 7.\n#### 7", "7", 1),
+    ("openai/gsm8k", "3 + 4 is 8.\n#### 8", "7", 0),
+    ("HuggingFaceH4/MATH-500", r"So it is $\boxed{\frac{1}{2}}$.", "0.5", 1),
+    ("HuggingFaceH4/MATH-500", r"So it is \boxed{1} or \boxed{2}.", "2", 0),
+    ("HuggingFaceH4/MATH-500", r"<think>\boxed{4}</think> It is \boxed{3}.", "4", 0),
+    ("math_dapo", "Let us see.\nAnswer: $34$", "34", 1),
+    ("HuggingFaceH4/MATH-500", r"\boxed{\frac{\cos x}{\sin x}}", r"\cot x", 1),
+    ("HuggingFaceH4/MATH-500", r"\boxed{\frac{\sin x}{\cos x}}", r"\cot x", 0),
+    ("HuggingFaceH4/MATH-500", r"\boxed{4x - 2y + 6 = 0}", "y = 2x + 3", 1),
+    ("HuggingFaceH4/MATH-500", r"\boxed{4x - 2y + 5 = 0}", "y = 2x + 3", 0),
+)
+
+
+class CanaryError(RuntimeError):
+    """The verifier gives a wrong verdict on a known answer, so a run would train on wrong rewards."""
+
+
+def explain(response: str, gold: str, got: float, expected: float, timed_out: bool = False) -> str:
+    """Say which verdict is off and what to do."""
+    reason = " (its comparison was ended for its time or memory)" if timed_out else ""
+    return (
+        f"reward canary: the response {response!r} with the gold answer {gold!r} scores {got:g} instead of "
+        f"{expected:g}{reason}. The verifier does not work here: check that math-verify is installed in this "
+        "environment, and reward_kwargs.deadline_s, memory_gb and workers"
+    )
+
+
+def check(verifier: "Verifier") -> None:
+    """Score all cases.
+
+    Raises:
+        CanaryError: At the first verdict that is off.
+    """
+    asked = [verifier.start(source, response, gold, None) for source, response, gold, _expected in CASES]
+    for outcome, (_source, response, gold, expected) in zip(asked, CASES, strict=True):
+        result = verifier.finish(outcome)
+        if result.is_correct != expected:
+            raise CanaryError(explain(response, gold, result.is_correct, expected, result.timed_out))

@@ -1,0 +1,220 @@
+"""Score responses: extraction, comparison, and the worker processes for what these cannot decide."""
+
+import logging
+import re
+import sys
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from cfpo_verl.data_sources import DataSource, data_source
+from cfpo_verl.rewards import canary
+from cfpo_verl.rewards.answers import read
+from cfpo_verl.rewards.compare import compare, is_echo
+from cfpo_verl.rewards.extract import extract_answer
+from cfpo_verl.rewards.workers import Decision, Limits, SymbolicWorkers
+
+logger = logging.getLogger(__name__)
+
+_CACHED_DECISIONS = 20_000
+_LOG_EVERY_S = 600.0
+_UNKNOWN = DataSource("", "expression")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a response.
+
+    Args:
+        is_correct: Whether its answer is the gold answer.
+        has_answer: Whether it states an answer.
+        fast_path: Whether no worker process was asked.
+        timed_out: Whether a worker process was ended before it could decide.
+        verify_s: Wall-clock seconds from the call to the verdict, queueing included.
+    """
+
+    is_correct: bool
+    has_answer: bool
+    fast_path: bool = True
+    timed_out: bool = False
+    verify_s: float = 0.0
+
+    def as_dict(self, diagnostics: bool) -> dict[str, float]:
+        """Return what verl takes: numbers only, the same keys for every response."""
+        correct = float(self.is_correct)
+        scores = {"score": correct, "acc": correct}
+        if diagnostics:
+            scores |= {
+                "has_answer": float(self.has_answer),
+                "fast_path": float(self.fast_path),
+                "timed_out": float(self.timed_out),
+                "verify_seconds": self.verify_s,
+            }
+        return scores
+
+
+@dataclass
+class Asked:
+    """A response whose answer a worker process has been asked about."""
+
+    decision: "Future[Decision]"
+    answer: str
+    gold: str
+    problem: str
+
+
+class Verifier:
+    """The verifier of one process: its worker processes, decisions that it remembers, and counters that it logs."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Start nothing yet.
+
+        Args:
+            limits: What the worker processes may use.
+        """
+        self.workers = SymbolicWorkers(limits)
+        self.counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._decisions: OrderedDict[tuple[Any, ...], Future[Decision]] = OrderedDict()
+        self._log_at = 64
+        self._logged_s = time.monotonic()
+
+    def start(self, source: str, response: str, gold: str, extra_info: Mapping[str, Any] | None) -> Result | Asked:
+        """Score a response, or ask a worker process about it.
+
+        Args:
+            source: Name of its data source.
+            response: The response.
+            gold: The gold answer.
+            extra_info: The row's extra_info; `problem` or `question` in it is the problem in words.
+        """
+        try:
+            known = data_source(source)
+        except KeyError:
+            known = _UNKNOWN
+        answer = extract_answer(response, known.fallbacks)
+        if answer is None:
+            return Result(False, has_answer=False)
+        problem = _problem(extra_info)
+        words = _shared_words(answer, problem)
+        verdict = compare(read(answer), read(gold), relative_tolerance=known.relative_tolerance, words=words)
+        if verdict is None:
+            return Asked(self._decide(answer, gold, known.relative_tolerance, words), answer, gold, problem)
+        return Result(verdict and not (problem and is_echo(answer, gold, problem)), has_answer=True)
+
+    def finish(self, asked: Result | Asked) -> Result:
+        """Return the result of a response, waiting for the decision about it if there is to be one."""
+        if isinstance(asked, Result):
+            return asked
+        decision = asked.decision.result()
+        is_correct = decision.is_equal and not (asked.problem and is_echo(asked.answer, asked.gold, asked.problem))
+        return Result(is_correct, has_answer=True, fast_path=False, timed_out=decision.timed_out)
+
+    def _decide(self, *job: Any) -> "Future[Decision]":
+        """Ask a worker process, once about the same thing: the responses of a group often agree."""
+        with self._lock:
+            future = self._decisions.get(job)
+            if future is None:
+                future = self._decisions[job] = self.workers.submit(*job)
+                if len(self._decisions) > _CACHED_DECISIONS:
+                    self._decisions.popitem(last=False)
+            else:
+                self._decisions.move_to_end(job)
+                self.counts["remembered"] += 1
+        return future
+
+    def count(self, result: Result) -> None:
+        """Add a result to the counters and log them now and then."""
+        with self._lock:
+            self.counts["scored"] += 1
+            self.counts["correct"] += result.is_correct
+            self.counts["no_answer"] += not result.has_answer
+            self.counts["fast_path"] += result.fast_path
+            self.counts["timed_out"] += result.timed_out
+            now = time.monotonic()
+            due = self.counts["scored"] >= self._log_at or now - self._logged_s > _LOG_EVERY_S
+            if due:
+                self._log_at = 2 * self.counts["scored"]
+                self._logged_s = now
+                line = ", ".join(f"{name} {self.counts[name]}" for name in _LOGGED)
+        if due:
+            logger.info("rewards of this process: %s", line)
+
+
+_LOGGED = ("scored", "correct", "no_answer", "fast_path", "remembered", "timed_out", "errors")
+
+
+def _problem(extra_info: Mapping[str, Any] | None) -> str:
+    for key in ("problem", "question"):
+        text = extra_info.get(key) if extra_info else None
+        if isinstance(text, str) and text:
+            return text
+    return ""
+
+
+_WORD = re.compile(r"[a-z]{3,}")
+
+
+def _shared_words(answer: str, problem: str) -> frozenset[str]:
+    """Return the words that an answer has from its problem, in lower case."""
+    words = frozenset(_WORD.findall(answer.lower()))
+    return words & _words_of(problem) if words and problem else frozenset()
+
+
+@lru_cache(maxsize=1000)
+def _words_of(problem: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(problem.lower()))
+
+
+_lock = threading.Lock()
+_verifiers: dict[Limits, Verifier] = {}
+_failures: dict[Limits, canary.CanaryError] = {}
+
+
+def verifier_for(limits: Limits) -> Verifier:
+    """Return this process's verifier, after it has proved itself: see `canary`.
+
+    Raises:
+        CanaryError: If it gives a wrong verdict. Once it has, at every call.
+    """
+    made = _verifiers.get(limits)
+    if made is not None:
+        return made
+    with _lock:  # a reward loop begins with many calls at once
+        if limits in _failures:
+            raise _failures[limits]
+        if limits not in _verifiers:
+            _show_log()
+            made = Verifier(limits)
+            try:
+                canary.check(made)
+            except canary.CanaryError as error:
+                _failures[limits] = error
+                made.workers.close()
+                raise
+            _verifiers[limits] = made
+        return _verifiers[limits]
+
+
+def close() -> None:
+    """End the worker processes of this process and forget what they found. A later call starts new ones."""
+    with _lock:
+        _failures.clear()
+        while _verifiers:
+            _limits, made = _verifiers.popitem()
+            made.workers.close()
+
+
+def _show_log() -> None:
+    """Make the counters visible where nobody has set up logging, as in Ray's workers."""
+    package = logging.getLogger("cfpo_verl.rewards")
+    if not package.hasHandlers():
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(name)s %(process)d: %(message)s"))
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)

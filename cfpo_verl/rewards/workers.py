@@ -1,0 +1,238 @@
+"""Worker processes that decide what could take for ever, and can be killed.
+
+The clock of a job is its own processor time, started when a worker takes it: time in the queue and a busy machine do
+not count. The kernel ends a process whose time is over, even inside one long multiplication.
+"""
+
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from types import ModuleType
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+logger = logging.getLogger(__name__)
+
+# A worker is replaced after so many jobs, so that no leak of a library can grow.
+_JOBS_PER_WORKER = 20_000
+# A job that gets no processor time, on a machine that swaps or stops it, ends after this.
+_WALL_DEADLINE_S = 60.0
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the workers of a process may use.
+
+    Args:
+        workers: Number of worker processes.
+        deadline_s: Processor seconds that one comparison may take.
+        memory_gb: Memory that a worker may have, in GiB.
+    """
+
+    workers: int = 2
+    deadline_s: float = 2.0
+    memory_gb: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse limits under which nothing could be decided."""
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"reward_kwargs.{name} must be a number greater than 0, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of a job.
+
+    Args:
+        is_equal: The verdict; False if there is none.
+        timed_out: Whether the job was ended for its time or memory, so that there is no verdict.
+    """
+
+    is_equal: bool
+    timed_out: bool = False
+
+
+class _Process(ForkServerProcess):
+    """A process that does not run the main script of its parent again, which may be Ray's or have no guard."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return ForkServerProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _Context(ForkServerContext):
+    Process = _Process
+
+
+def _limit_worker(memory_bytes: int) -> None:
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _run(deadline_s: float, answer: str, gold: str, relative_tolerance: float, words: frozenset[str]) -> bool:
+    """Run in a worker: decide within the deadline, or die."""
+    from cfpo_verl.rewards.symbolic import decide
+
+    # Not a handler: the default action of this signal is to end the process.
+    signal.setitimer(signal.ITIMER_PROF, deadline_s)
+    try:
+        return decide(answer, gold, relative_tolerance, words)
+    except MemoryError:
+        os._exit(1)
+    except Exception:  # whatever a library raises about an expression, it is not the gold answer
+        return False
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+@dataclass
+class _Job:
+    """A comparison that is not decided yet, and the pool that has it."""
+
+    arguments: tuple[Any, ...]
+    attempts_left: int = _ATTEMPTS
+    pool: ProcessPool | None = None
+
+
+class SymbolicWorkers:
+    """A pool of worker processes. Started by the first job; a pool that breaks or stands still is replaced."""
+
+    def __init__(self, limits: Limits, stall_s: float = _WALL_DEADLINE_S + 30) -> None:
+        """Remember the limits.
+
+        Args:
+            limits: What the workers may use.
+            stall_s: A pool that has jobs and finishes none of them for so long is replaced.
+        """
+        self.limits = limits
+        self._stall_s = stall_s
+        self._lock = threading.Lock()
+        self._pool: ProcessPool | None = None
+        self._open: dict[Future[Decision], _Job] = {}
+        self._last_progress_s = 0.0
+        self._watch: threading.Thread | None = None
+
+    def submit(self, answer: str, gold: str, relative_tolerance: float, words: frozenset[str]) -> "Future[Decision]":
+        """Have two answers compared.
+
+        Returns:
+            A future that always gets a decision, never an exception.
+        """
+        outcome: Future[Decision] = Future()
+        job = _Job((answer, gold, relative_tolerance, words))
+        with self._lock:
+            if not self._open:
+                self._last_progress_s = time.monotonic()
+            self._open[outcome] = job
+        self._try(outcome, job)
+        return outcome
+
+    def close(self) -> None:
+        """End all workers; what is not decided counts as timed out. A later job starts new ones."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+            left = list(self._open)
+        for outcome in left:
+            self._resolve(outcome, Decision(False, timed_out=True))
+        if pool is not None:
+            _end(pool)
+
+    def _try(self, outcome: "Future[Decision]", job: _Job) -> None:
+        job.attempts_left -= 1
+        job.pool = pool = self._running_pool()
+        try:
+            future = pool.schedule(_run, (self.limits.deadline_s, *job.arguments), timeout=_WALL_DEADLINE_S)
+        except RuntimeError as error:  # broken or stopped in the meantime
+            self._try_again(outcome, job, pool, error)
+        else:
+            future.add_done_callback(lambda done: self._finish(outcome, job, pool, done))
+
+    def _finish(self, outcome: "Future[Decision]", job: _Job, pool: ProcessPool, done: "Future[bool]") -> None:
+        self._last_progress_s = time.monotonic()
+        error = RuntimeError("cancelled") if done.cancelled() else done.exception()
+        if error is None:
+            self._resolve(outcome, Decision(bool(done.result())))
+        elif isinstance(error, FutureTimeoutError | ProcessExpired):
+            self._resolve(outcome, Decision(False, timed_out=True))
+        else:
+            self._try_again(outcome, job, pool, error)
+
+    def _try_again(self, outcome: "Future[Decision]", job: _Job, pool: ProcessPool, error: BaseException) -> None:
+        """Give a job to a new pool, unless another one has it already."""
+        self._discard(pool, repr(error))
+        if job.pool is not pool or outcome.done():
+            return
+        if job.attempts_left:
+            self._try(outcome, job)
+        else:
+            logger.error("a comparison failed %d times (%r); it counts as timed out", _ATTEMPTS, error)
+            self._resolve(outcome, Decision(False, timed_out=True))
+
+    def _resolve(self, outcome: "Future[Decision]", decision: Decision) -> None:
+        with self._lock:
+            if self._open.pop(outcome, None) is None:
+                return  # another pool was quicker
+        outcome.set_result(decision)
+
+    def _running_pool(self) -> ProcessPool:
+        with self._lock:
+            if self._pool is None:
+                context = _Context()
+                # Forked from a process that has imported math-verify already, a worker starts in milliseconds.
+                context.set_forkserver_preload(["cfpo_verl.rewards.symbolic"])
+                self._pool = ProcessPool(
+                    max_workers=self.limits.workers,
+                    max_tasks=_JOBS_PER_WORKER,
+                    initializer=_limit_worker,
+                    initargs=(int(self.limits.memory_gb * 2**30),),
+                    context=context,
+                )
+            if self._watch is None:
+                self._watch = threading.Thread(target=self._watch_over, name="symbolic-workers-watch", daemon=True)
+                self._watch.start()
+            return self._pool
+
+    def _discard(self, pool: ProcessPool, reason: str) -> None:
+        with self._lock:
+            if self._pool is not pool:
+                return
+            self._pool = None
+        logger.warning("the workers are replaced: %s", reason)
+        # In a thread of its own: this may be one of the pool's, for which ending it would wait.
+        threading.Thread(target=_end, args=(pool,), name="symbolic-workers-end", daemon=True).start()
+
+    def _watch_over(self) -> None:
+        """Replace a pool that stands still, as one does of whose workers one was killed while it held a lock."""
+        while True:
+            time.sleep(min(5.0, self._stall_s / 4))
+            with self._lock:
+                pool = self._pool
+                if not self._open or pool is None or time.monotonic() - self._last_progress_s < self._stall_s:
+                    continue
+                self._last_progress_s = time.monotonic()
+                stalled = [(outcome, job) for outcome, job in self._open.items() if job.pool is pool]
+            error = TimeoutError(f"no job was finished within {self._stall_s:.0f} s")
+            for outcome, job in stalled:
+                self._try_again(outcome, job, pool, error)
+
+
+def _end(pool: ProcessPool) -> None:
+    pool.stop()
+    pool.join()

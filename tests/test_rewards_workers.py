@@ -1,0 +1,197 @@
+"""cfpo_verl.rewards.workers: processes that are killed when their time is over, and what that does to other jobs."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from cfpo_verl.rewards import workers as workers_module
+from cfpo_verl.rewards.workers import Limits, SymbolicWorkers
+
+# Neither is decided within any deadline of these tests: an expansion with millions of terms.
+POISON = (r"(a+b+c+d+f+g)^{60}\sin x", r"(a+b+c+d+f+g)^{59}(a+b+c+d+f+g+x)\sin x")
+RIGHT = (r"\frac{\cos x}{\sin x}", r"\cot x")
+WRONG = (r"\frac{\sin x}{\cos x}", r"\cot x")
+
+
+def submit(pool, pair):
+    return pool.submit(*pair, 0.0, frozenset())
+
+
+@pytest.fixture(scope="module")
+def pool():
+    made = SymbolicWorkers(Limits(workers=2, deadline_s=0.5, memory_gb=1.0))
+    assert submit(made, RIGHT).result(60).is_equal
+    yield made
+    made.close()
+
+
+def worker_pids(pool):
+    return set(pool._pool._pool_manager.worker_manager.workers)
+
+
+def test_decides(pool):
+    assert submit(pool, RIGHT).result(60).is_equal is True
+    assert submit(pool, WRONG).result(60).is_equal is False
+
+
+def test_a_job_is_ended_when_its_processor_time_is_over_and_no_other_is_affected(pool):
+    """Twelve poisoned jobs are queued before the others: what waits behind them is not counted as late."""
+    poisoned = [submit(pool, (f"{POISON[0]}+{number}", POISON[1])) for number in range(12)]
+    right = [submit(pool, RIGHT) for _ in range(20)]
+    wrong = [submit(pool, WRONG) for _ in range(20)]
+    assert {future.result(120) for future in poisoned} == {workers_module.Decision(False, timed_out=True)}
+    assert {future.result(60) for future in right} == {workers_module.Decision(True)}
+    assert {future.result(60) for future in wrong} == {workers_module.Decision(False)}
+
+
+def test_a_busy_machine_takes_no_time_from_a_job():
+    """The job sleeps for six times its deadline: the clock is processor time."""
+    made = SymbolicWorkers(Limits(workers=1, deadline_s=0.3))
+    try:
+        assert submit(made, RIGHT).result(60).is_equal
+        pool = made._pool
+        assert pool.schedule(_run_and_sleep, (0.3, 1.8)).result(60) == "awake"
+    finally:
+        made.close()
+
+
+def _run_and_sleep(deadline_s, sleep_s):
+    signal.setitimer(signal.ITIMER_PROF, deadline_s)
+    time.sleep(sleep_s)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    return "awake"
+
+
+def test_memory_is_bounded(pool):
+    made = SymbolicWorkers(Limits(workers=1, deadline_s=20, memory_gb=0.6))
+    try:
+        assert submit(made, RIGHT).result(60).is_equal
+        assert made._pool.schedule(_take_memory, (2**30,)).result(60) == "no memory"
+        # A job that runs out of memory ends its worker; the next job gets another one.
+        outcome = submit(made, POISON).result(120)
+        assert outcome.is_equal is False
+        assert submit(made, RIGHT).result(60).is_equal
+    finally:
+        made.close()
+
+
+def _take_memory(size):
+    try:
+        return len(bytearray(size))
+    except MemoryError:
+        return "no memory"
+
+
+def test_workers_that_are_killed_are_replaced(pool):
+    before = worker_pids(pool)
+    jobs = [submit(pool, (f"{POISON[0]}+{number}", POISON[1])) for number in range(4)]
+    time.sleep(0.2)  # until they are busy
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    assert all(job.result(60).timed_out for job in jobs)
+    assert submit(pool, RIGHT).result(60).is_equal
+    assert not before & worker_pids(pool)
+
+
+def test_idle_workers_that_are_killed_are_replaced(pool):
+    """pebble gives up a pool whose idle workers die; the next job gets a new pool."""
+    for _ in range(2):
+        assert submit(pool, RIGHT).result(60).is_equal
+        for pid in worker_pids(pool):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.3)
+        assert [submit(pool, RIGHT).result(60).is_equal for _ in range(5)] == [True] * 5
+
+
+def test_a_pool_that_stands_still_is_replaced(caplog):
+    made = SymbolicWorkers(Limits(workers=1, deadline_s=0.5), stall_s=1.0)
+    try:
+        assert submit(made, RIGHT).result(60).is_equal
+        # As if a worker had been killed while it held the lock on the channel.
+        channel = made._pool._pool_manager.worker_manager.workers_channel
+        assert channel.mutex.reader_mutex.acquire(timeout=10)
+        assert submit(made, RIGHT).result(60).is_equal
+        assert "no job was finished within 1 s" in caplog.text
+    finally:
+        made.close()
+
+
+def test_many_threads_may_ask_at_once(pool):
+    with ThreadPoolExecutor(32) as threads:
+        outcomes = list(threads.map(lambda number: submit(pool, RIGHT if number % 2 else WRONG).result(60), range(200)))
+    assert [outcome.is_equal for outcome in outcomes] == [bool(number % 2) for number in range(200)]
+
+
+SCRIPT = r"""
+import sys
+from cfpo_verl.rewards import compute_score
+print("run", flush=True)
+# No guard: a worker that imported this file again would start workers of its own.
+print(compute_score("math", r"\boxed{\frac{\cos x}{\sin x}}", r"\cot x")["score"], flush=True)
+if "wait" in sys.argv:
+    import time
+    from cfpo_verl.rewards import verifier
+    [made] = verifier._verifiers.values()
+    made.workers.submit(r"ANSWER", r"GOLD", 0.0, frozenset())
+    time.sleep(1000 if "for ever" in sys.argv else 0.3)
+""".replace("ANSWER", POISON[0]).replace("GOLD", POISON[1])
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def test_a_script_without_a_guard_is_run_once(script):
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout.split()) == (0, ["run", "1.0"]), result.stderr
+
+
+def test_an_interpreter_ends_with_jobs_pending(script):
+    result = subprocess.run([sys.executable, script, "wait"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_process_is_left_when_the_parent_is_killed(script):
+    """As Ray does with its workers."""
+    process = subprocess.Popen([sys.executable, script, "wait", "for ever"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert [process.stdout.readline().strip() for _ in range(2)] == ["run", "1.0"]
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 3  # the fork server, its resource tracker, workers
+    finally:
+        process.kill()
+        process.wait()
+    # The busy one is ended by its deadline.
+    assert psutil.wait_procs(children, timeout=20)[1] == []
+
+
+def test_closing_ends_the_workers():
+    made = SymbolicWorkers(Limits(workers=2))
+    assert submit(made, RIGHT).result(60).is_equal
+    processes = [psutil.Process(pid) for pid in worker_pids(made)]
+    made.close()
+    assert psutil.wait_procs(processes, timeout=20)[1] == []
+    # A later job starts new ones.
+    assert submit(made, RIGHT).result(60).is_equal
+    made.close()
+
+
+@pytest.mark.parametrize("name", ["workers", "deadline_s", "memory_gb"])
+@pytest.mark.parametrize("value", [0, -1, "x", None, True])
+def test_limits_must_be_positive_numbers(name, value):
+    with pytest.raises(ValueError, match=f"reward_kwargs.{name} must be a number greater than 0, got {value!r}"):
+        Limits(**{name: value})
+
+
+def test_the_watch_does_not_keep_the_interpreter(pool):
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("symbolic-workers"))
