@@ -1,11 +1,14 @@
 """What is checked before Ray starts. Each check returns its problems as sentences and raises none of them."""
 
+import asyncio
+import inspect
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -14,7 +17,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cfpo_verl.compat import SUPPORTED_VERL
 from cfpo_verl.data_prep.schema import DataError, check_file, read_golds
-from cfpo_verl.rewards import unfit_gold
+from cfpo_verl.rewards import REWARD_KWARGS, canary, unfit_gold
+from cfpo_verl.rewards import close as close_rewards
+
+_OUR_REWARD = "pkg://cfpo_verl.rewards"
 
 # Imported and printed by a fresh interpreter, as a Ray worker would: nothing of this process helps it.
 _REGISTRY_PROBE = """
@@ -60,7 +66,7 @@ def _check_data_file(file: Path, config: DictConfig) -> list[str]:
         check_file(file, config.data.prompt_key)
     except DataError as error:
         return [str(error)]
-    if config.reward.custom_reward_function.path != "pkg://cfpo_verl.rewards":
+    if config.reward.custom_reward_function.path != _OUR_REWARD:
         return []
     golds = read_golds(file)
     checked = [(row, gold, unfit_gold(source, gold)) for row, (source, gold) in enumerate(golds)]
@@ -72,6 +78,36 @@ def _check_data_file(file: Path, config: DictConfig) -> list[str]:
         f"{file}, row {row}: ground_truth {gold!r} {problem}, so no response can score 1 "
         f"({len(unfit)} of {len(golds)} rows). Leave such rows out, or choose another reward.custom_reward_function"
     ]
+
+
+def check_reward(config: DictConfig) -> list[str]:
+    """Score known answers through the function that verl's reward loop will load, called as the loop calls it."""
+    from verl.trainer.ppo.reward import get_custom_reward_fn
+
+    chosen = config.reward.custom_reward_function
+    if chosen.path != _OUR_REWARD:
+        return []
+    unknown = [key for key in chosen.get("reward_kwargs") or {} if key not in REWARD_KWARGS]
+    if unknown:
+        return [
+            f"reward.custom_reward_function.reward_kwargs.{unknown[0]} is not known. "
+            f"Choose among: {', '.join(REWARD_KWARGS)}"
+        ]
+    try:
+        compute_score = get_custom_reward_fn(config)
+        for source, response, gold, expected in canary.CASES:
+            call = partial(
+                compute_score, data_source=source, solution_str=response, ground_truth=gold, extra_info={"index": 0}
+            )
+            is_async = inspect.iscoroutinefunction(compute_score)
+            scores = asyncio.run(call() if is_async else asyncio.to_thread(call))
+            if scores["score"] != expected:
+                return [canary.explain(response, gold, scores["score"], expected)]
+    except (canary.CanaryError, ValueError, ImportError, AttributeError) as error:
+        return [f"reward.custom_reward_function: {error}"]
+    finally:
+        close_rewards()
+    return []
 
 
 def check_model(config: DictConfig) -> list[str]:
@@ -265,7 +301,7 @@ def check(config: DictConfig) -> None:
             )
             registry_problems = pool.submit(check_registries, loss_mode, adv_estimator, worker_env(config))
             try:
-                problems = check_verl_config(config)
+                problems = [*check_verl_config(config), *check_reward(config)]
             except ImportError as error:
                 problems = [f"verl cannot be imported: {error}. Reinstall it: pip install 'verl{SUPPORTED_VERL}'"]
             problems += registry_problems.result()

@@ -306,3 +306,43 @@ def test_workers_get_the_configured_environment(config, monkeypatch):
     with open_dict(config):
         config.pop("ray_kwargs")
     assert preflight.worker_env(config)["VERL_PLATFORM"] == "nvidia"
+
+
+def test_the_reward_is_tried_through_verls_loader(config):
+    assert preflight.check_reward(config) == []
+
+
+def test_a_reward_that_cannot_decide_is_refused(config):
+    config.reward.custom_reward_function.reward_kwargs.deadline_s = 1e-6
+    [problem] = preflight.check_reward(config)
+    assert problem.startswith("reward.custom_reward_function: reward canary: the response")
+    assert "ended for its time or memory" in problem
+
+
+def test_reward_kwargs_are_checked(config):
+    kwargs = config.reward.custom_reward_function.reward_kwargs
+    kwargs.memory_gb = 0
+    [problem] = preflight.check_reward(config)
+    assert problem == ("reward.custom_reward_function: reward_kwargs.memory_gb must be a number greater than 0, got 0")
+    with open_dict(kwargs):
+        kwargs.diagnostic = True
+    [problem] = preflight.check_reward(config)
+    assert "reward_kwargs.diagnostic is not known. Choose among: diagnostics, workers, deadline_s, memory_gb" in problem
+
+
+def test_a_reward_function_that_is_not_there_is_named(config):
+    config.reward.custom_reward_function.name = "compute"
+    [problem] = preflight.check_reward(config)
+    assert "compute" in problem
+
+
+def test_the_reward_of_somebody_else_is_left_alone(config):
+    config.reward.custom_reward_function.path = "pkg://my.rewards"
+    assert preflight.check_reward(config) == []
+
+
+def test_tasks_that_no_answer_can_be_compared_in_are_refused(config, arithmetic_files):
+    rows = [to_row(Problem("Write a program.", "{}"), "codecontests", "code", "train", 0)]
+    config.data.train_files = str(write_rows(arithmetic_files[0].with_name("code.parquet"), rows))
+    [problem] = preflight.check_data(config)
+    assert "belongs to a task that no comparison of final answers can score" in problem
