@@ -105,6 +105,11 @@ def test_the_problem_decides_what_is_an_echo_and_what_is_a_unit():
     apples = r"\boxed{12\text{ apples}}"
     assert compute_score(MATH, apples, "12", {"problem": "How many apples has she?"})["score"] == 1
     assert compute_score(MATH, apples, "12", {"problem": "How many pears has she?"})["score"] == 0
+    # Words that change a number are none that are counted.
+    problem = {"problem": "How many thousand apples, not pears, has she? Half of them, plus two dozen."}
+    for words in ("thousand", "not", "half", "dozen", "plus two", "pears"):
+        assert compute_score(MATH, rf"\boxed{{12\text{{ {words}}}}}", "12", problem)["score"] == 0
+    assert compute_score(MATH, apples, "12", problem)["score"] == 1
 
 
 @pytest.mark.parametrize("extra_info", [None, {}, {"problem": None}, {"problem": 3}, {"question": ""}])

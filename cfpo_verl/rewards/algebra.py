@@ -30,7 +30,7 @@ _DIGITS, _AGREEING = 60, 45
 _PRIME = 2305843009213693951
 _POINTS = (1, 2)
 
-_GREEK = (
+GREEK = (
     "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau|phi|varphi|chi|psi|"
     "omega|Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega|ell|hbar"
 )
@@ -40,7 +40,7 @@ _TOKEN = re.compile(
       | (?P<letter>(?:[A-Za-z]|\\(?:GREEK)(?![A-Za-z]))(?:_(?:\{\s*[A-Za-z0-9]+\s*\}|[A-Za-z0-9]))?)
       | (?P<command>\\[A-Za-z]+)
       | (?P<symbol>[-+*/^(){}\[\]])
-    )""".replace("GREEK", _GREEK),
+    )""".replace("GREEK", GREEK),
     re.VERBOSE | re.ASCII,
 )
 _TIMES = {"*", r"\cdot", r"\times"}
@@ -311,6 +311,8 @@ def _power(base: Value, exponent: Value) -> Value:
         if exponent.denominator == 1 and isinstance(base, Fraction):
             if _bits(base) * abs(exponent) > _MAX_BITS:
                 raise NotAlgebra("too large")
+            if base == exponent == 0:
+                raise NotAlgebra("not defined")
             return base ** int(exponent)
         if isinstance(base, Fraction) and base >= 0 and exponent.denominator <= 100 and abs(exponent) <= 1000:
             root = _exact_root(base, exponent.denominator)
@@ -390,7 +392,7 @@ def _modular(node: Node, point: int) -> int:
         if not isinstance(exponent, Fraction) or exponent.denominator != 1 or abs(exponent) > 1000:
             raise NotAlgebra("an exponent that is not a whole number")
         base = _modular(node.parts[0], point)
-        if exponent < 0 and base == 0:
+        if exponent <= 0 and base == 0:
             raise NotAlgebra("not defined")
         return pow(base, int(exponent), _PRIME)
     if node.kind == "root":

@@ -16,6 +16,7 @@ from cfpo_verl.rewards.units import is_bare_unit, unit_name
 # Nothing longer is a final answer; the longest gold answer of the public sets has about 250 characters.
 MAX_CHARACTERS = 1000
 _MAX_ITEMS = 64
+_MAX_DEPTH = 8
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,12 @@ class Group:
         kind: "list" (of solutions, in any order), "set" (in any order), "union" (of intervals and sets), "matrix", or
             the brackets of a tuple or interval such as "()" or "[)".
         items: The parts. Those of a matrix are its rows, tuples of kind "row".
+        is_interval: Whether it was written as an inequality, so that it is no tuple.
     """
 
     kind: str
     items: tuple["Answer", ...]
+    is_interval: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ _REPLACED = tuple(
         # Thousands: 10,\!080 and 11,\! 111 and 10{,}000 and 10\,000.
         (r"(?<=\d)(?:\{,\}|,\s*\\!)\s*(?=\d{3}(?!\d))", ""),
         (r"(?<=\d)\\[, ](?=\d{3}(?!\d))", ""),
-        (r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigg|Bigg)(?![A-Za-z])[lr]?\.?", ""),
+        (r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigg|Bigg)[lr]?(?![A-Za-z])", " "),
         (r"\\[!]", ""),
         (r"(?<!\\)\\(?:[,;:>\s]|quad(?![A-Za-z])|qquad(?![A-Za-z]))|~", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
@@ -203,14 +206,13 @@ _NAME = re.compile(
     r"(?:\\?[A-Za-z]+)(?:_(?:\{[^{}]*\}|[A-Za-z0-9]))?(?:'|\^\{?\\prime\}?)?(?:\((?:[A-Za-z](?:,\s*[A-Za-z])*)\))?"
 )
 _NAMES = re.compile(r"\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])+\s*\)")
-_VARIABLE = re.compile(r"\\?[A-Za-z]+")
+_VARIABLE = re.compile(r"(?!\\pi$|\\infty$|e$|i$)(?:\\[A-Za-z]+|[A-Za-z])")
 _MEMBER = re.compile(r"([A-Za-z])\s*\\in(?![A-Za-z])\s*(.*)", re.DOTALL)
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _CHOICE = re.compile(r"\(?\s*(?:\\text\{)?\s*\(?([A-Z])\)?\s*\}?\s*\)?")
 _TEXT_ALL = re.compile(r"\\text\{([^{}]*)\}")
 
 
-@lru_cache(maxsize=20_000)
 def read(text: str) -> Answer:
     r"""Take an answer apart.
 
@@ -218,18 +220,24 @@ def read(text: str) -> Answer:
         >>> read(r"\left( 3, 0.5 \right)").kind, read("2, 3").kind, read(r"x \in [0,1)").kind
         ('()', 'list', '[)')
     """
-    if len(text) > MAX_CHARACTERS:
-        return Leaf(text, words=True)
+    return Leaf(text, words=True) if len(text) > MAX_CHARACTERS else _read_tidied(text)
+
+
+# The gold answers of a group, and often its answers, are the same.
+@lru_cache(maxsize=20_000)
+def _read_tidied(text: str) -> Answer:
     return _read(_tidy(text), 0)
 
 
 def _read(text: str, depth: int) -> Answer:
     text = text.strip()
-    if depth > 8:
+    if depth > _MAX_DEPTH:
         return Leaf(text, words=True)
     whole = _TEXT_ALL.fullmatch(text)
     if whole:
         text = whole[1].strip()
+        if re.fullmatch(r"[A-Za-z]{2,3}", text):  # not the product of two or three variables
+            return Leaf(text.lower(), words=True)
     for reader in (_choice, _grouped, _union, _matrix, _bracketed, _list, _relation, _plus_minus):
         answer = reader(text, depth + 1)
         if answer is not None:
@@ -332,11 +340,18 @@ def _relation(text: str, depth: int) -> Answer | None:
         if not _is_name(sides[0]) and _is_name(sides[1]) and _has_value(_read(sides[0], depth)):
             sides.reverse()
         if _NAMES.fullmatch(sides[0]):
-            return _read(sides[1], depth)
+            return _named_tuple(sides[0], _read(sides[1], depth))
         if _is_name(sides[0]):
             return Assignment(_squeeze(sides[0]), _read(sides[1], depth), _squeeze(text))
         return None
     return _inequality(text, depth) if len(sides) == 1 else None
+
+
+def _named_tuple(names: str, right: Answer) -> Answer | None:
+    """Return the right side of (x, y) = (1, 2), if its names are as many and in the usual order."""
+    letters = re.findall("[A-Za-z]", names)
+    in_order = letters == sorted(letters) and isinstance(right, Group) and len(right.items) == len(letters)
+    return right if in_order else None
 
 
 def _is_name(text: str) -> bool:
@@ -363,13 +378,14 @@ def _inequality(text: str, depth: int) -> Answer | None:
         return None
     closed = [sign == r"\le" for sign in signs]
     if len(sides) == 3 and _VARIABLE.fullmatch(sides[1]):
-        kind = ("[" if closed[0] else "(") + ("]" if closed[1] else ")")
-        return _group(kind, [sides[0], sides[2]], depth)
-    if len(sides) == 2 and _VARIABLE.fullmatch(sides[0]):
-        return _group("(]" if closed[0] else "()", [r"-\infty", sides[1]], depth)
-    if len(sides) == 2 and _VARIABLE.fullmatch(sides[1]):
-        return _group("[)" if closed[0] else "()", [sides[0], r"\infty"], depth)
-    return None
+        kind, ends = ("[" if closed[0] else "(") + ("]" if closed[1] else ")"), [sides[0], sides[2]]
+    elif len(sides) == 2 and _VARIABLE.fullmatch(sides[0]):
+        kind, ends = "(]" if closed[0] else "()", [r"-\infty", sides[1]]
+    elif len(sides) == 2 and _VARIABLE.fullmatch(sides[1]):
+        kind, ends = "[)" if closed[0] else "()", [sides[0], r"\infty"]
+    else:
+        return None
+    return Group(kind, tuple(_read(end, depth) for end in ends), is_interval=True)
 
 
 def _plus_minus(text: str, depth: int) -> Answer | None:
@@ -429,9 +445,11 @@ def _expression(text: str, unit: str) -> Leaf:
             or bool(_WORDS.fullmatch(text) or BARE_WORD.search(text))
         )
         squeezed = _squeeze(text)
-        return Leaf(squeezed.casefold() if is_words and len(squeezed) > 1 else squeezed, unit, words=is_words)
+        # Only ASCII: other letters become ASCII ones in lower case.
+        is_lowered = is_words and len(squeezed) > 1 and squeezed.isascii()
+        return Leaf(squeezed.lower() if is_lowered else squeezed, unit, words=is_words)
     if len(text) > 3 and _WORDS.fullmatch(text) and len(text.replace(" ", "")) > 3:
-        return Leaf(_squeeze(text).casefold(), unit, words=True)
+        return Leaf(_squeeze(text).lower(), unit, words=True)
     try:
         number = None if algebra.letters(node) else algebra.value(node)
     except algebra.NotAlgebra:

@@ -90,7 +90,8 @@ class _Comparison:
         if isinstance(gold.value, Fraction):
             # m + n = 371 for 371; 3x = 371 is the value of something else.
             left, equals, right = answer.text.rpartition("=")
-            return bool(equals) and len(_letters(left)) != 1 and self.same(read(right), gold)
+            is_value = equals and "," not in left and len(_letters(left)) != 1
+            return bool(is_value) and self.same(read(right), gold)
         if answer.words or gold.words:
             return False
         if answer.node is not None:
@@ -121,8 +122,10 @@ def _same_groups(answer: Group, gold: Group, same: Callable[[Answer, Answer], bo
         return False
     if answer.kind in _UNORDERED and gold.kind in _UNORDERED:
         is_union = "union" in (answer.kind, gold.kind)
-        if is_union and answer.kind != gold.kind and not all(_is_interval(item) for item in answer.items + gold.items):
-            return False
+        if is_union and answer.kind != gold.kind:
+            listed = gold if answer.kind == "union" else answer
+            if not all(map(_is_interval, listed.items)):
+                return False
         return _same_in_any_order(answer.items, gold.items, same)
     # With three elements it is no interval, and both kinds of brackets are in use.
     alike = answer.kind in _BRACKETS and gold.kind in _BRACKETS and len(answer.items) > 2
@@ -132,7 +135,10 @@ def _same_groups(answer: Group, gold: Group, same: Callable[[Answer, Answer], bo
 
 
 def _is_interval(answer: Answer) -> bool:
-    return isinstance(answer, Group) and answer.kind[0] in "([" and len(answer.items) == 2
+    """Say whether an answer is an interval and could be nothing else: (1, 2) alone may be a point."""
+    if not isinstance(answer, Group) or answer.kind[0] not in "([" or len(answer.items) != 2:
+        return False
+    return answer.is_interval or answer.kind != "()" or any("infty" in getattr(end, "text", "") for end in answer.items)
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
@@ -170,7 +176,8 @@ def _units_agree(answer: Leaf, gold: Leaf, words: frozenset[str]) -> bool:
     if answer.unit == gold.unit or not answer.unit:
         return True
     if is_unit(answer.unit):
-        return not is_unit(gold.unit)
+        # Degrees are not of a number like pi / 2, which is in radians.
+        return not gold.unit and (answer.unit != "°" or isinstance(answer.value, Fraction))
     named = set(re.findall(r"[a-z]+", answer.unit))
     return 0 < len(named) <= 2 and named <= words | set(re.findall(r"[a-z]+", gold.unit))
 
@@ -181,6 +188,9 @@ def _readings(answer: Leaf, gold: Leaf) -> list[tuple[algebra.Value, algebra.Val
     assert gold.value is not None
     pairs = [(answer.value, gold.value)]
     if answer.unit == "%" and gold.unit != "%":
+        # 0.5% for 0.5 is a hundredth of it; only what may count percent may be without the sign.
+        if isinstance(gold.value, Fraction) and abs(gold.value) <= 1:
+            pairs.clear()
         pairs.append((answer.value / 100, gold.value))
     if gold.unit == "%" and answer.unit != "%":
         pairs.append((answer.value, gold.value / 100))
@@ -242,11 +252,9 @@ def _may_be_asked(answer: str, gold: str) -> bool:
     return not any(pattern.search(answer) and not pattern.search(gold) for pattern in (_UNDONE, _HUGE))
 
 
-_LETTER = re.compile(
-    r"\\(?:alpha|beta|gamma|delta|theta|kappa|lambda|mu|nu|rho|sigma|tau|phi|omega)|\\[A-Za-z]+|[A-Za-z]"
-)
+_LETTER = re.compile(rf"(\\(?:{algebra.GREEK})(?![A-Za-z]))|\\[A-Za-z]+|([A-Za-z])")
 
 
 def _letters(text: str) -> set[str]:
     """Return the variables of an expression; e and i may come and go."""
-    return {letter for letter in _LETTER.findall(text) if len(letter) == 1 or letter in _LETTER.pattern} - {"e", "i"}
+    return {greek or latin for greek, latin in _LETTER.findall(text)} - {"", "e", "i", r"\pi"}

@@ -40,7 +40,7 @@ _ALIASES = {
     "w": "watt",
     "v": "volt",
     "hz": "hertz",
-    "k": "kelvin",
+    "kelvin": "",
     "erg": "",
     "cal": "calorie",
     "å": "angstrom",

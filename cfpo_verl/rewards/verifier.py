@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _CACHED_DECISIONS = 20_000
 _LOG_EVERY_S = 600.0
+# Characters of a problem that are read.
+_MAX_PROBLEM = 20_000
 _UNKNOWN = DataSource("", "expression")
 
 
@@ -100,7 +102,7 @@ class Verifier:
         answer = extract_answer(response, known.fallbacks)
         if answer is None:
             return Result(False, has_answer=False)
-        problem = _problem(extra_info)
+        problem = _problem(extra_info)[:_MAX_PROBLEM]
         words = _shared_words(answer, problem)
         verdict = compare(read(answer), read(gold), relative_tolerance=known.relative_tolerance, words=words)
         if verdict is None:
@@ -158,17 +160,30 @@ def _problem(extra_info: Mapping[str, Any] | None) -> str:
 
 
 _WORD = re.compile(r"[a-z]{3,}")
+_COUNTED = re.compile(r"\b(?:how many|number of|how much)\s+((?:[a-z-]+\s+){0,3}[a-z]+)")
+# They change the number in front of them.
+_NOT_COUNTED = {
+    *("hundred", "thousand", "million", "billion", "trillion", "dozen", "hundreds", "thousands", "millions", "dozens"),
+    *("pairs", "half", "halves", "twice", "times", "squared", "cubed", "plus", "minus", "not", "and", "percent"),
+    *("less", "more"),
+}
 
 
 def _shared_words(answer: str, problem: str) -> frozenset[str]:
-    """Return the words that an answer has from its problem, in lower case."""
+    """Return the words of an answer that say what its problem counts, in lower case."""
     words = frozenset(_WORD.findall(answer.lower()))
-    return words & _words_of(problem) if words and problem else frozenset()
+    return words & _counted(problem) if words and problem else frozenset()
 
 
 @lru_cache(maxsize=1000)
-def _words_of(problem: str) -> frozenset[str]:
-    return frozenset(_WORD.findall(problem.lower()))
+def _counted(problem: str) -> frozenset[str]:
+    """Return the words behind "how many" and "number of" in a problem.
+
+    Example:
+        >>> sorted(_counted("How many green apples has she?"))
+        ['apples', 'green', 'has', 'she']
+    """
+    return frozenset(_WORD.findall(" ".join(_COUNTED.findall(problem.lower())))) - _NOT_COUNTED
 
 
 _lock = threading.Lock()

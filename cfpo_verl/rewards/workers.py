@@ -40,7 +40,7 @@ class Limits:
     """
 
     workers: int = 2
-    deadline_s: float = 2.0
+    deadline_s: float = 1.0
     memory_gb: float = 1.0
 
     def __post_init__(self) -> None:
