@@ -461,6 +461,15 @@ PIECES = [
 SOUP = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=30).map("".join)
 
 
+@pytest.mark.parametrize(("answer", "gold"), [("x^{1/0}", "x"), ("2^{20000}", "2^{20000}"), ("0^{-1}x", "x")])
+def test_arithmetic_that_has_no_value_is_no_error(answer, gold):
+    checker = verifier.verifier_for(Limits())
+    before = checker.counts["errors"]
+    compute_score(MATH, rf"\boxed{{{answer}}}", gold)
+    unfit_gold(MATH, answer)
+    assert checker.counts["errors"] == before
+
+
 @settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "3000")), suppress_health_check=list(HealthCheck))
 @given(st.sampled_from([*DATA_SOURCES, "?"]), SOUP, SOUP, st.none() | SOUP)
 def test_no_string_is_an_error_or_takes_longer_than_its_deadline(source, response, gold, problem):
@@ -497,6 +506,10 @@ def test_no_string_is_an_error_or_takes_longer_than_its_deadline(source, respons
         "=" * 100_000,
         ". " * 50_000,
         "\n" * 100_000,
+        "answer" + " " * 100_000,
+        r"answer: \(x" + r"\)" * 50_000 + "a",
+        r"\boxed{" * 12_500 + "}" * 12_500,
+        "+".join(f"{prime}^{{-{39_999 // prime.bit_length()}}}" for prime in (3, 5, 7, 11, 13, 17, 19, 23, 29, 31) * 7),
     ],
     ids=lambda text: f"{text[:12]!r}",
 )

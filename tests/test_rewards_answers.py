@@ -167,23 +167,37 @@ def test_empty_answers_have_an_empty_canonical_form():
 
 
 @pytest.mark.parametrize(
-    ("text", "unfinished"),
+    ("text", "written_out"),
     [
-        ("37+58", True),
-        (r"2\cdot 3", True),
-        (r"\frac{1+2}{3}", True),
-        ("2^3-1", True),
-        (r"2\sqrt{3}+1", False),
-        (r"\frac{6}{4}", False),
-        (r"1\frac{1}{2}", False),
-        (r"3\cdot 10^{8}", False),
-        ("-5", False),
-        ("2^{10}", False),
-        (r"3\pi", False),
+        ("-5", True),
+        (r"\frac{6}{4}", True),
+        (r"-\frac{1}{2}", True),
+        (r"1\frac{1}{2}", True),
+        (r"3\cdot 10^{8}", True),
+        ("2^{10}", True),
+        ("37+58", False),
+        (r"2\cdot 3", False),
+        (r"\frac{1+2}{3}", False),
+        (r"\frac{6}{2}", False),
+        (r"\sqrt{9}", False),
+        ("2^3-1", False),
+        # One irrational that is none.
+        (r"37+58e^0", False),
+        (r"37+58\sqrt{1}", False),
+        (r"2\sqrt{4}\cdot\sqrt{36}", False),
+        (r"58i^4+37", False),
     ],
 )
-def test_arithmetic_that_is_left_undone_is_seen(text, unfinished):
-    assert algebra.is_finished(algebra.parse(text)) is not unfinished
+def test_a_rational_number_is_written_out_or_not(text, written_out):
+    assert algebra.is_number_written_out(algebra.parse(text)) is written_out
+
+
+@pytest.mark.parametrize(
+    ("text", "finished"),
+    [(r"2\sqrt{3}+1", True), (r"3\pi", True), (r"\frac{6\pi}{4}", True), (r"2+3+\pi", False), (r"2\cdot3\pi", False)],
+)
+def test_arithmetic_left_undone_beside_roots_is_seen(text, finished):
+    assert algebra.is_finished(algebra.parse(text)) is finished
 
 
 @given(st.integers(-50, 50), st.integers(1, 50), st.integers(-50, 50), st.integers(1, 50))

@@ -118,6 +118,41 @@ FOOLING = {
         ("(x,y)=5", "5"),
     ],
     "not defined": [(r"x\cdot 0^0", "x"), ("0^0", "1"), (r"\frac{0}{0}", "1"), (r"\frac{x}{0}", r"\frac{y}{0}")],
+    "false and chained equations": [
+        ("0=5", "5"),
+        ("7=8=5", "5"),
+        ("3f(x)=5", "5"),
+        (r"7=\sqrt2", r"\sqrt2"),
+        ("x+y=3=2", "x+y=2"),
+        ("y=2x+4=2x+3", "y=2x+3"),
+        (r"\frac{y-2x-3}{x}=0", "y=2x+3"),
+        ("(y-2x-3)^2=0", "y=2x+3"),
+    ],
+    "tiny numbers and many digits": [
+        (r"\frac{1}{99!}", r"\frac{1}{2004!}"),
+        (r"-\frac{1}{2004!}", r"\frac{1}{2004!}"),
+        ("0.693147180559945", r"\ln 2"),
+        (r"x^2+y^2=25.0000000000001", "x^2+y^2=25"),
+        (r"1+e^{-150}", "1"),
+        (r"10^{100}+\sqrt2", "10^{100}"),
+        ("x+2305843009213693951", "x"),
+        (r"0.333333333333333333333333333333333x", r"\frac{x}{3}"),
+    ],
+    "derivatives": [
+        (r"-\frac{d x}{d t}=k x-a", r"\frac{d x}{d t}=k x-a"),
+        (r"5\frac{d x}{d t}=k x-a", r"\frac{d x}{d t}=k x-a"),
+        ("y'+y=0", "y''+y=0"),
+        ("x''", "x'"),
+    ],
+    "hedges in a unit": [
+        (r"5\text{ cm 6}", r"5\text{ cm}"),
+        (r"5\text{ apples, 6 apples}", r"5\text{ apples}"),
+        (r"5\text{ apples 6}", r"5\text{ apples}"),
+        (r"5\text{ apples=6}", r"5\text{ apples}"),
+    ],
+    "about": [(r"\sqrt2 \approx 7", r"\sqrt2"), (r"y=2x+3 \approx 7", "y=2x+3")],
+    "ratios and functions": [("1:3:2", "1:2:3"), ("0.6666", "2:3"), ("0", "I(0)"), ("2f", "f(2)"), ("g(0)", "f(0)")],
+    "the other form": [("x^2+7x+10", "(x+2)(x+5)"), ("(x+2)(x+5)", "x^2+7x+10")],
     "glued together": [(r"1\right.5", "15"), (r"1\big 5", "15"), (r"1\left(5\right)", "15")],
     "another order or end": [("(2,1)", "(1,2)"), ("[1,2)", "(1,2)"), ("(1,2)", r"\{1,2\}"), (r"x\le 3", "x<3")],
     "another variable": [
@@ -152,6 +187,23 @@ def test_is_not_fooled(answer, gold):
         ("x<2 or x>3", r"(-\infty, 2) \cup (3, \infty)"),
         ("m+n = 371", "371"),
         (r"12\text{ apples}", r"12\text{ apples}"),
+        (r"\frac{d x}{d t}+a=k x", r"\frac{d x}{d t}=k x-a"),
+        (r"9x^2-16y^2=144", r"\frac{x^2}{16} - \frac{y^2}{9} = 1"),
+        ("Yes", r"\text{Yes}"),
+        (r"\text{yes}", "Yes"),
+        (r"273\ \text{K}", "273"),
+        (r"5\;", "5"),
+        (r"\ 5\ ", "5"),
+        (r"\log_2(3)", r"\log_{2}3"),
+        (r"\mathbf{(1,2)}", "(1,2)"),
+        (r"{\frac12}", "0.5"),
+        (r"y=-1/2x^2+3", r"y = -\frac{1}{2} x^2 + 3"),
+        (r"2/3\pi", r"\frac{2\pi}{3}"),
+        ("6 3/4", r"6\frac{3}{4}"),
+        (r"\left[\begin{array}{c}1\\[4pt]2\end{array}\right]", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+        (r"(x,y)\in\{(1,2),(3,4)\}", "(1,2),(3,4)"),
+        (r"\varnothing", r"\emptyset"),
+        (r"\approx 0.85", "0.85"),
     ],
 )
 def test_other_forms(answer, gold):
@@ -218,4 +270,31 @@ def test_repeating_the_problem_is_no_answer():
     # What the gold answer says is right, and so is a number that is written out.
     assert not is_echo("(x+2)(x+5)", "(x+2)(x+5)", "Is it $(x+2)(x+5)$?")
     assert not is_echo("0.5", r"\frac12", "Write 0.5 as a fraction.")
-    assert not is_echo(r"\frac{2}{4}", r"\frac12", r"Is it $\frac{2}{4}$?")
+    assert not is_echo(r"\frac{1}{2}", "0.5", r"Is it $\frac{1}{2}$?")
+    assert not is_echo("even", r"\text{even}", "Is it even or odd?")
+    assert not is_echo("(C)", "C", "(A) 1 (B) 2 (C) 3")
+    assert not is_echo(r"\pi/2", r"\frac{\pi}{2}", r"Is it $\pi/2$?")
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "problem"),
+    [
+        *(
+            (answer, "x^2+3x+2", "Expand $(x+1)(x+2)$.")
+            for answer in (
+                "(x+1)(x+2)",
+                "+(x+1)(x+2)",
+                "((x+1)(x+2))",
+                "1(x+1)(x+2)",
+                r"\{(x+1)(x+2)\}",
+                "y=(x+1)(x+2)",
+            )
+        ),
+        (r"\frac{24}{36}", r"\frac{2}{3}", r"Simplify $\frac{24}{36}$."),
+        ("115^2", "13225", "Compute $115^2$ in your head."),
+        (r"0.\overline{5}", r"\frac{5}{9}", r"Express $0.\overline{5}$ as a fraction."),
+        (r"\sqrt{12}", r"2\sqrt{3}", r"Simplify $\sqrt{12}$."),
+    ],
+)
+def test_repeating_the_problem_in_brackets_or_by_another_name_is_no_answer(answer, gold, problem):
+    assert is_echo(answer, gold, problem)

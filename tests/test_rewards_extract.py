@@ -61,6 +61,7 @@ def test_thoughts_are_no_answer(response, answer):
         ("So \\boxed{5}.\n####", "5"),
         ("####", None),
         ("7", None),
+        ("#### **72**", "72"),
     ],
 )
 def test_hashes(response, answer):
@@ -81,6 +82,7 @@ def test_hashes(response, answer):
         ("The answer is 1. No: the answer is 2.", "2"),
         ("The answer is 3. It is odd.", "3"),
         ("The answer is 5 because it has to be", "5 because it has to be"),
+        ("**Final Answer**\n\n5", "5"),
         ("the answer isn't known", None),
         ("the answer", None),
         ("the answer is", None),

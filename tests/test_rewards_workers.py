@@ -100,6 +100,62 @@ def test_workers_that_are_killed_are_replaced(pool):
     assert not before & worker_pids(pool)
 
 
+def test_a_job_whose_worker_somebody_else_killed_is_given_to_another():
+    """As the system does when memory is short: the answer is not to blame."""
+    made = SymbolicWorkers(Limits(workers=1, deadline_s=20))
+    try:
+        assert submit(made, RIGHT).result(60).is_equal
+        slow = submit(made, (r"\frac{\cos(24x)}{\sin(24x)}", r"\cot(24x)"))
+        [worker] = [psutil.Process(pid) for pid in worker_pids(made)]
+        busy_from = worker.cpu_times().user
+        while worker.cpu_times().user < busy_from + 0.1:
+            assert not slow.done(), "too quick to be killed"
+            time.sleep(0.01)
+        worker.kill()
+        assert slow.result(60).is_equal
+    finally:
+        made.close()
+
+
+def test_a_forked_child_has_workers_of_its_own(run_python):
+    code = r"""
+import os
+from cfpo_verl.rewards import compute_score
+pair = (r"\boxed{\frac{\cos x}{\sin x}+1}", r"\cot x+1")
+assert compute_score("math", *pair)["score"] == 1
+child = os.fork()
+if child == 0:
+    pairs = [(rf"\boxed{{\frac{{\cos x}}{{\sin x}}+{n}}}", rf"\cot x+{n}") for n in range(2, 5)]
+    print([compute_score("math", *pair)["score"] for pair in pairs], flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert compute_score("math", r"\boxed{\frac{\cos x}{\sin x}+9}", r"\cot x+9")["score"] == 1
+print("parent", flush=True)
+"""
+    result = run_python(code)
+    assert (result.returncode, result.stdout.split("\n")) == (0, ["[1.0, 1.0, 1.0]", "parent", ""]), result.stderr
+
+
+def test_workers_find_the_same_package(tmp_path, run_python):
+    """Python 3.11 does not tell its fork server of sys.path: a copy that only this process knows was not found."""
+    (tmp_path / "only_here.py").write_text("VALUE = 7\n")
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from cfpo_verl.rewards.workers import Limits, SymbolicWorkers
+made = SymbolicWorkers(Limits(workers=1))
+print(made._running_pool().schedule(__import__, ("only_here",)).exception(60).__class__.__name__)
+from multiprocessing import forkserver
+import psutil
+server = psutil.Process(forkserver._forkserver._forkserver_pid)
+print({str(tmp_path)!r} in server.environ()["PYTHONPATH"].split(":"))
+made.close()
+"""
+    result = run_python(code)
+    # The module itself cannot be sent back, but it was found.
+    assert result.stdout.split() == ["TypeError", "True"], result.stdout + result.stderr
+
+
 def test_idle_workers_that_are_killed_are_replaced(pool):
     """pebble gives up a pool whose idle workers die; the next job gets a new pool."""
     for _ in range(2):

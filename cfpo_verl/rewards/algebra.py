@@ -27,7 +27,7 @@ _MAX_DEPTH = 30
 _DIGITS, _AGREEING = 60, 45
 
 # 2**61 - 1. Different polynomials of degree d agree at one random point by chance with probability d / 2**61.
-_PRIME = 2305843009213693951
+PRIME = 2305843009213693951
 _POINTS = (1, 2)
 
 GREEK = (
@@ -127,8 +127,11 @@ class _Reader:
                     factors.append(factor)
             elif following and following not in "+-)}]":
                 is_number = self.tokens[self.position][0] == "number"
-                if divided or (is_number and self.tokens[self.position - 1][1] != ")"):
+                if is_number and self.tokens[self.position - 1][1] != ")":
                     raise NotAlgebra("a number behind something else")
+                # 1/2 x is a half of x, as everybody writes it; of other divisions it is not clear what is divided.
+                if divided and not all(_is_whole(_unsigned(part)) for part in factors[0].parts):
+                    raise NotAlgebra("a division and then something else")
                 factors.append(self.power())
             else:
                 return factors[0] if len(factors) == 1 else Node("multiply", tuple(factors))
@@ -187,6 +190,9 @@ class _Reader:
         if kind == "number":
             return Node("number", number=_exact(text))
         if kind == "letter":
+            following = [token for _kind, token in self.tokens[self.position : self.position + 3]]
+            if following[:1] == ["("] and following[2:] == [")"]:
+                raise NotAlgebra("a function")  # f(2), I(0): a product would have no brackets
             return Node("letter", letter=re.sub(r"[{}\s]", "", text))
         if text == r"\frac":
             return Node("divide", (self.argument(), self.argument()))
@@ -289,8 +295,17 @@ def _product(parts: list) -> Value:
     return result
 
 
+def _sum(parts: list) -> Value:
+    result = parts[0]
+    for part in parts[1:]:
+        result = result + part
+        if isinstance(result, Fraction):
+            _check_size(result)
+    return result
+
+
 _OPERATIONS: dict[str, Callable[[list], Value]] = {
-    "add": lambda parts: sum(parts[1:], parts[0]),
+    "add": _sum,
     "mixed": lambda parts: parts[0] + parts[1],
     "multiply": _product,
     "divide": lambda parts: parts[0] / parts[1],
@@ -369,20 +384,20 @@ def fingerprint(node: Node) -> tuple[int, ...] | None:
     """
     try:
         return tuple(_modular(node, point) for point in _POINTS)
-    except NotAlgebra:
+    except (NotAlgebra, ZeroDivisionError, OverflowError, ValueError):
         return None
 
 
 @cache
 def _at_point(letter: str, point: int) -> int:
-    return int.from_bytes(blake2b(f"{letter} {point}".encode(), digest_size=8).digest(), "big") % _PRIME
+    return int.from_bytes(blake2b(f"{letter} {point}".encode(), digest_size=8).digest(), "big") % PRIME
 
 
 def _modular(node: Node, point: int) -> int:
     if node.kind == "number":
-        if gcd(node.number.denominator, _PRIME) != 1:
+        if gcd(node.number.denominator, PRIME) != 1:
             raise NotAlgebra("not defined")
-        return node.number.numerator * pow(node.number.denominator, -1, _PRIME) % _PRIME
+        return node.number.numerator * pow(node.number.denominator, -1, PRIME) % PRIME
     if node.kind == "letter":
         if node.letter in _CONSTANTS:
             raise NotAlgebra("a constant")
@@ -394,41 +409,86 @@ def _modular(node: Node, point: int) -> int:
         base = _modular(node.parts[0], point)
         if exponent <= 0 and base == 0:
             raise NotAlgebra("not defined")
-        return pow(base, int(exponent), _PRIME)
+        return pow(base, int(exponent), PRIME)
     if node.kind == "root":
         raise NotAlgebra("a root")
     parts = [_modular(part, point) for part in node.parts]
     if node.kind == "negate":
-        return -parts[0] % _PRIME
+        return -parts[0] % PRIME
     if node.kind == "divide":
         if parts[1] == 0:
             raise NotAlgebra("not defined")
-        return parts[0] * pow(parts[1], -1, _PRIME) % _PRIME
+        return parts[0] * pow(parts[1], -1, PRIME) % PRIME
     if node.kind == "multiply":
         result = 1
         for part in parts:
-            result = result * part % _PRIME
+            result = result * part % PRIME
         return result
-    return sum(parts) % _PRIME
+    return sum(parts) % PRIME
+
+
+def is_number_written_out(node: Node) -> bool:
+    r"""Return whether nothing is left to the reader but to look at a rational number.
+
+    Decimals, fractions that are no whole numbers, mixed numbers, powers, a number times a power of ten, with signs.
+
+    Example:
+        >>> texts = (r"\frac{6}{4}", r"3\cdot10^8", "2^{10}", "2+3", r"37+58\sqrt{1}", r"\frac{6}{2}", r"\sqrt{9}")
+        >>> [is_number_written_out(parse(text)) for text in texts]
+        [True, True, True, False, False, False, False]
+    """
+    if node.kind in ("number", "mixed"):
+        return True
+    if node.kind == "negate":
+        return is_number_written_out(node.parts[0])
+    literal = all(_unsigned(part).kind == "number" for part in node.parts)
+    if node.kind == "divide":
+        return literal and value(node).denominator != 1
+    if node.kind == "multiply":
+        return len(node.parts) == 2 and _unsigned(node.parts[0]).kind == "number" and _is_power_of_ten(node.parts[1])
+    return node.kind == "power" and literal
 
 
 def is_finished(node: Node) -> bool:
-    r"""Return whether no arithmetic between plain numbers is left to the reader.
-
-    Fractions, mixed numbers, powers, roots, and a number times a power of ten are ways to write a number; `2+3`,
-    `2\cdot 3`, `\frac{1+2}{3}` are not.
+    r"""Return whether no arithmetic between plain numbers is left to the reader of a number with roots or pi.
 
     Example:
-        >>> [is_finished(parse(text)) for text in (r"2\sqrt{3}+1", r"\frac{6}{4}", r"3\cdot10^8", "2+3")]
-        [True, True, True, False]
+        >>> [is_finished(parse(text)) for text in (r"2\sqrt{3}+1", r"\frac{6\pi}{4}", r"2+3+\sqrt{2}")]
+        [True, True, False]
     """
-    if node.kind in ("add", "multiply"):
-        plain = [part for part in node.parts if _is_rational(part)]
-        if len(plain) > 1 and not (node.kind == "multiply" and len(plain) == 2 and _is_power_of_ten(plain[1])):
-            return False
+    if node.kind in ("add", "multiply") and sum(map(_is_rational, node.parts)) > 1:
+        return False
     if node.kind == "divide" and _is_rational(node) and any(_unsigned(part).kind == "divide" for part in node.parts):
         return False
     return all(is_finished(part) for part in node.parts)
+
+
+def form(node: Node) -> str:
+    """Return "factored" for a product of several sums with variables, "expanded" if there is none in it, else "".
+
+    Example:
+        >>> form(parse("2(x+1)(x+2)")), form(parse("x^2+3x+2")), form(parse("n(n+1)"))
+        ('factored', 'expanded', '')
+    """
+    sums = _sums_multiplied(node)
+    return (
+        "factored" if sums > 1 else "" if sums or any(form(part) != "expanded" for part in node.parts) else "expanded"
+    )
+
+
+def _sums_multiplied(node: Node) -> int:
+    """Count the sums with variables that an expression multiplies at its top."""
+    if node.kind in ("multiply", "negate"):
+        return sum(_sums_multiplied(part) or _is_sum(part) for part in node.parts)
+    if node.kind == "divide" and not letters(node.parts[1]):
+        return _sums_multiplied(node.parts[0])
+    if node.kind == "power" and _is_sum(node.parts[0]):
+        return 2
+    return 0
+
+
+def _is_sum(node: Node) -> bool:
+    return node.kind == "add" and bool(letters(node))
 
 
 def _unsigned(node: Node) -> Node:

@@ -16,6 +16,7 @@ from cfpo_verl.rewards.units import is_bare_unit, unit_name
 # Nothing longer is a final answer; the longest gold answer of the public sets has about 250 characters.
 MAX_CHARACTERS = 1000
 _MAX_ITEMS = 64
+_REMEMBERED_CHARACTERS = 200
 _MAX_DEPTH = 8
 
 
@@ -108,6 +109,11 @@ _SIGN_TABLE = str.maketrans(_SIGNS)
 _REPLACED = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"\\(?:mathbf|boldsymbol|bm|bf)(?![A-Za-z])\s*(?=\{(?:[^{}A-Za-z]|[A-Za-z](?![A-Za-z])|\\))", ""),
+        (r"^(?:\\approx|\\sim|=)(?![A-Za-z])", ""),
+        (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
+        (r"^\\mathbb\s*\{R\}$", r"(-\\infty,\\infty)"),
+        (r"\\\\\[\w+\]", r"\\\\"),
         # numpy, which stands in some gold answers of Minerva.
         (r"(?<![A-Za-z\\])np\.(?=[a-z]+\()", r"\\"),
         # Thousands: 10,\!080 and 11,\! 111 and 10{,}000 and 10\,000.
@@ -115,11 +121,10 @@ _REPLACED = tuple(
         (r"(?<=\d)\\[, ](?=\d{3}(?!\d))", ""),
         (r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigg|Bigg)[lr]?(?![A-Za-z])", " "),
         (r"\\[!]", ""),
-        (r"(?<!\\)\\(?:[,;:>\s]|quad(?![A-Za-z])|qquad(?![A-Za-z]))|~", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
-        (r"(?<=[A-Za-z)}])'", r"^{\\prime}"),
+        (r"(?<=[A-Za-z)}])('+)", lambda match: "^{" + r"\prime" * len(match[1]) + "}"),
         (r"\((\w+)\)(?=_)", r"\1"),
         (r"\\langle(?![A-Za-z])", "("),
         (r"\\rangle(?![A-Za-z])", ")"),
@@ -143,14 +148,16 @@ _REPLACED = tuple(
         (r"\s+", " "),
     )
 )
+# All but the thin space of 10\,000.
+_SPACES = re.compile(r"(?<!\\)\\(?:[;:>\s]|quad(?![A-Za-z])|qquad(?![A-Za-z])|,(?!\d{3})|$)|(?<![\\\d])\\,|~")
 _OUTER_MATH = re.compile(r"\$+([^$]*)\$+|\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
 
 
 def _tidy(text: str) -> str:
     """Return an answer without what only changes how it looks."""
-    text = text.translate(_SIGN_TABLE).strip()
+    text = _SPACES.sub(" ", text.translate(_SIGN_TABLE)).strip()
     while True:
-        stripped = text.rstrip(".,;: \n").strip() if not text.endswith("\\,") else text[:-2].strip()
+        stripped = text.rstrip(".,;: \n").strip()
         match = _OUTER_MATH.fullmatch(stripped)
         if match:
             stripped = next(part for part in match.groups() if part is not None).strip()
@@ -201,13 +208,13 @@ _ORDER = re.compile(r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>")
 _GROUPED = re.compile(
     r"[-+]?\$? ?\d{1,3}(?:,\d{3})+(?:\.\d+)?\$?(?: ?%|°| ?\\(?:text|pi|sqrt)[^,]*| [A-Za-z ]+)?", re.ASCII
 )
-_MATRIX = re.compile(r"\\begin\{([pbvB]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _NAME = re.compile(
     r"(?:\\?[A-Za-z]+)(?:_(?:\{[^{}]*\}|[A-Za-z0-9]))?(?:'|\^\{?\\prime\}?)?(?:\((?:[A-Za-z](?:,\s*[A-Za-z])*)\))?"
 )
 _NAMES = re.compile(r"\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])+\s*\)")
 _VARIABLE = re.compile(r"(?!\\pi$|\\infty$|e$|i$)(?:\\[A-Za-z]+|[A-Za-z])")
-_MEMBER = re.compile(r"([A-Za-z])\s*\\in(?![A-Za-z])\s*(.*)", re.DOTALL)
+_MEMBER = re.compile(r"([A-Za-z]|\([A-Za-z](?:,\s*[A-Za-z])+\))\s*\\in(?![A-Za-z])\s*(.*)", re.DOTALL)
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _CHOICE = re.compile(r"\(?\s*(?:\\text\{)?\s*\(?([A-Z])\)?\s*\}?\s*\)?")
 _TEXT_ALL = re.compile(r"\\text\{([^{}]*)\}")
@@ -220,12 +227,14 @@ def read(text: str) -> Answer:
         >>> read(r"\left( 3, 0.5 \right)").kind, read("2, 3").kind, read(r"x \in [0,1)").kind
         ('()', 'list', '[)')
     """
-    return Leaf(text, words=True) if len(text) > MAX_CHARACTERS else _read_tidied(text)
+    if len(text) > MAX_CHARACTERS:
+        return Leaf(text, words=True)
+    return _read_again(text) if len(text) <= _REMEMBERED_CHARACTERS else _read(_tidy(text), 0)
 
 
-# The gold answers of a group, and often its answers, are the same.
-@lru_cache(maxsize=20_000)
-def _read_tidied(text: str) -> Answer:
+# The gold answers of a group, and often its answers, are the same. At most about 100 MB.
+@lru_cache(maxsize=4096)
+def _read_again(text: str) -> Answer:
     return _read(_tidy(text), 0)
 
 
@@ -233,6 +242,8 @@ def _read(text: str, depth: int) -> Answer:
     text = text.strip()
     if depth > _MAX_DEPTH:
         return Leaf(text, words=True)
+    while text.startswith("{") and closes_at_end(text):
+        text = text[1:-1].strip()
     whole = _TEXT_ALL.fullmatch(text)
     if whole:
         text = whole[1].strip()
@@ -278,15 +289,19 @@ def _matrix(text: str, depth: int) -> Answer | None:
 def _bracketed(text: str, depth: int) -> Answer | None:
     if text.startswith(r"\{") and text.endswith(r"\}") and len(_split(text, re.compile(r"(?<=\\\})"))) == 1:
         return _elements("set", text[2:-2], depth)
-    if len(text) < 2 or text[0] not in "([" or text[-1] not in ")]" or not _closes_at_end(text):
+    if len(text) < 2 or text[0] not in "([" or text[-1] not in ")]" or not closes_at_end(text):
         return None
+    matrix = _matrix(text[1:-1].strip(), depth)
+    if matrix is not None:
+        return matrix
     inner = _split(text[1:-1], _COMMA)
     if len(inner) > 1:
         return _group(text[0] + text[-1], inner, depth)
     return _read(text[1:-1], depth) if text[0] + text[-1] == "()" else None
 
 
-def _closes_at_end(text: str) -> bool:
+def closes_at_end(text: str) -> bool:
+    """Say whether the bracket that a text begins with is closed by its last character."""
     depth = 0
     for position, character in enumerate(text):
         if character in "([{":
@@ -431,11 +446,14 @@ def _leaf(text: str) -> Leaf:
 
 
 def _expression(text: str, unit: str) -> Leaf:
-    repeating = _REPEATING.fullmatch(text.replace(" ", ""))
+    written = _squeeze(text)
+    repeating = _REPEATING.fullmatch(written)
     if repeating:
         sign, whole, fixed, repeated = repeating.groups()
         nines = "9" * len(repeated) + "0" * len(fixed)
-        text = rf"{sign}\frac{{{int(whole + fixed + repeated or 0) - int(whole + fixed or 0)}}}{{{nines}}}"
+        text = rf"{sign}\frac{{{int(whole + fixed + repeated) - int(whole + fixed or 0)}}}{{{nines}}}"
+    # 6 3/4 and 6\ 3/4, which TeX would run together.
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     try:
         node = algebra.parse(text)
     except algebra.NotAlgebra:
@@ -444,20 +462,20 @@ def _expression(text: str, unit: str) -> Leaf:
             or r"\text" in text
             or bool(_WORDS.fullmatch(text) or BARE_WORD.search(text))
         )
-        squeezed = _squeeze(text)
         # Only ASCII: other letters become ASCII ones in lower case.
-        is_lowered = is_words and len(squeezed) > 1 and squeezed.isascii()
-        return Leaf(squeezed.lower() if is_lowered else squeezed, unit, words=is_words)
-    if len(text) > 3 and _WORDS.fullmatch(text) and len(text.replace(" ", "")) > 3:
-        return Leaf(_squeeze(text).lower(), unit, words=True)
+        is_lowered = is_words and len(written) > 1 and written.isascii()
+        return Leaf(written.lower() if is_lowered else written, unit, words=is_words)
+    if BARE_WORD.fullmatch(written):
+        return Leaf(written.lower(), unit, words=True)
     try:
         number = None if algebra.letters(node) else algebra.value(node)
     except algebra.NotAlgebra:
         number = None
-    return Leaf(_squeeze(text), unit, node, number)
+    return Leaf(written, unit, node, number)
 
 
-_BRACED_CHARACTER = re.compile(r"([\^_])\{([A-Za-z0-9])\}")
+_MIXED = re.compile(r"^(-?\d+) (\d+)/(\d+)$")
+_BARE_SCRIPT = re.compile(r"([\^_])\s*([A-Za-z0-9])")
 _BARE_FRACTION = re.compile(r"\\frac\s*(?:\{([^{}]*)\}|([A-Za-z0-9]))\s*(?:\{([^{}]*)\}|([A-Za-z0-9]))")
 _BARE_ROOT = re.compile(r"\\sqrt\s*([A-Za-z0-9])")
 
@@ -488,7 +506,7 @@ def _respell(text: str) -> str:
         text,
     )
     text = _BARE_ROOT.sub(r"\\sqrt{\1}", text)
-    return _BRACED_CHARACTER.sub(r"\1\2", text)
+    return _BARE_SCRIPT.sub(r"\1{\2}", text)
 
 
 def _squeeze(text: str) -> str:
@@ -551,6 +569,8 @@ def _canonical(answer: Answer) -> str:
     if isinstance(answer, Assignment):
         return _canonical(answer.right)
     if isinstance(answer, Leaf):
-        return str(answer.value) if isinstance(answer.value, Fraction) else answer.text
+        # In hexadecimal, which has no limit on digits.
+        number = answer.value
+        return f"{number.numerator:x}/{number.denominator:x}" if isinstance(number, Fraction) else answer.text
     parts = [_canonical(item) for item in answer.items]
     return f"{answer.kind} {sorted(parts) if answer.kind in ('list', 'set', 'union') else parts}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from cfpo_verl.rewards import algebra
-from cfpo_verl.rewards.answers import BARE_WORD, Answer, Assignment, Group, Leaf, read, squeeze, stands_in
+from cfpo_verl.rewards.answers import BARE_WORD, Answer, Assignment, Group, Leaf, closes_at_end, read, stands_in
 from cfpo_verl.rewards.units import is_unit
 
 # Decides about two expressions in LaTeX, the answer first. None: not decided.
@@ -19,6 +19,7 @@ Oracle = Callable[[str, str], bool | None]
 
 # Longer expressions are not handed to an oracle.
 _MAX_ASKED = 400
+_MAX_DIGITS = 15
 
 
 def undecided(_answer: str, _gold: str) -> None:
@@ -75,36 +76,82 @@ class _Comparison:
         return self.same_leaves(answer, gold)
 
     def ask(self, answer: str, gold: str) -> bool | None:
-        return answer == gold or (self.oracle(answer, gold) if _may_be_asked(answer, gold) else False)
+        if answer == gold or not _may_be_asked(answer, gold):
+            return answer == gold
+        proportional = _proportional(answer, gold) if "=" in gold else None
+        return self.oracle(answer, gold) if proportional is None else proportional
 
     def same_leaves(self, answer: Leaf, gold: Leaf) -> bool | None:
         if not answer.text or not _units_agree(answer, gold, self.words):
             return False
         if answer.value is not None and gold.value is not None:
-            is_decimal = re.search(r"[.e]|10\^", gold.text)
-            tolerance = self.relative_tolerance if is_decimal else 0.0
-            equal = any(_near(first, second, tolerance) for first, second in _readings(answer, gold))
-            return equal and (_is_finished(answer) or not _is_finished(gold))
+            return self.same_numbers(answer, gold)
         if answer.text == gold.text:
             return True
-        if isinstance(gold.value, Fraction):
-            # m + n = 371 for 371; 3x = 371 is the value of something else.
-            left, equals, right = answer.text.rpartition("=")
-            is_value = equals and "," not in left and len(_letters(left)) != 1
-            return bool(is_value) and self.same(read(right), gold)
         if answer.words or gold.words:
+            return _same_words(answer.text, gold.text)
+        if "=" in answer.text:
+            # m + n = 371 for 371; 3x = 371 is the value of something else.
+            left, _equals, right = answer.text.partition("=")
+            return _SUM_OF_LETTERS.fullmatch(left) is not None and self.same(read(right), gold)
+        if "=" in gold.text or isinstance(gold.value, Fraction) or _is_longer(answer.text, gold.text):
             return False
         if answer.node is not None:
             if gold.value is not None or (answer.value is None and not algebra.letters(answer.node)):
                 return False
-            if gold.node is not None and _same_function(answer.node, gold.node):
-                return True
+            if gold.node is not None:
+                if {algebra.form(answer.node), algebra.form(gold.node)} == {"factored", "expanded"}:
+                    return False  # to factor or to expand was the task
+                if _same_function(answer.node, gold.node):
+                    return True
         return self.ask(answer.text, gold.text)
+
+    def same_numbers(self, answer: Leaf, gold: Leaf) -> bool:
+        if isinstance(answer.value, Fraction) != isinstance(gold.value, Fraction) or _is_longer(answer.text, gold.text):
+            return False  # no decimal is a root, however many digits it has
+        tolerance = self.relative_tolerance if re.search(r"[.e]|10\^", gold.text) else 0.0
+        if not any(_near(first, second, tolerance) for first, second in _readings(answer, gold)):
+            return False
+        assert answer.node is not None
+        assert gold.node is not None
+        is_done = algebra.is_number_written_out if isinstance(gold.value, Fraction) else algebra.is_finished
+        return answer.text == gold.text or is_done(answer.node) or not is_done(gold.node)
+
+
+_SUM_OF_LETTERS = re.compile(r"[A-Za-z](?:[+-][A-Za-z])+")
+
+
+def _same_words(answer: str, gold: str) -> bool:
+    """Compare words without case; a single letter is a choice or a variable. Only ASCII has a lower case here."""
+    return len(gold) > 1 and (answer + gold).isascii() and answer.lower() == gold.lower()
+
+
+def _is_longer(answer: str, gold: str) -> bool:
+    """Say whether an answer has more digits in a row than anybody writes, and the gold answer does not."""
+    return max(map(len, re.findall(r"\d+", answer)), default=0) > max(
+        [_MAX_DIGITS, *map(len, re.findall(r"\d+", gold))]
+    )
 
 
 def _same_function(answer: algebra.Node, gold: algebra.Node) -> bool:
     values = algebra.fingerprint(answer)
     return values is not None and values == algebra.fingerprint(gold)
+
+
+def _proportional(answer: str, gold: str) -> bool | None:
+    """Say whether two equations of rational functions are multiples of each other, None if they are something else."""
+    differences = []
+    for left, equals, right in (answer.partition("="), gold.partition("=")):
+        try:
+            node = algebra.parse(f"({left})-({right})")
+        except algebra.NotAlgebra:
+            return None
+        values = algebra.fingerprint(node) if equals else None
+        if values is None:
+            return None
+        differences.append(values)
+    (a, b), (c, d) = differences
+    return (a * d - b * c) % algebra.PRIME == 0 and (a, b) != (0, 0)
 
 
 def _single(answer: Answer) -> Answer:
@@ -155,20 +202,20 @@ def _same_in_any_order(
     answers: Sequence[Answer], golds: Sequence[Answer], same: Callable[[Answer, Answer], bool | None]
 ) -> bool | None:
     """Match every answer with a gold one of its own. Equality is transitive, so the first match is as good as any."""
-    left = list(golds)
-    unknown: list[Answer] = []
-    for answer in answers:
-        for gold in left:
-            if same(answer, gold):
-                left.remove(gold)
+    verdicts: dict[tuple[int, int], bool | None] = {}
+    left = list(range(len(golds)))
+    unknown = []
+    for a, answer in enumerate(answers):
+        for g in left:
+            verdicts[a, g] = same(answer, golds[g])
+            if verdicts[a, g]:
+                left.remove(g)
                 break
         else:
-            unknown.append(answer)
+            unknown.append(a)
     if not unknown:
         return True
-    if any(all(same(answer, gold) is False for gold in left) for answer in unknown):
-        return False
-    return None
+    return False if any(all(verdicts[a, g] is False for g in left) for a in unknown) else None
 
 
 def _units_agree(answer: Leaf, gold: Leaf, words: frozenset[str]) -> bool:
@@ -178,8 +225,8 @@ def _units_agree(answer: Leaf, gold: Leaf, words: frozenset[str]) -> bool:
     if is_unit(answer.unit):
         # Degrees are not of a number like pi / 2, which is in radians.
         return not gold.unit and (answer.unit != "°" or isinstance(answer.value, Fraction))
-    named = set(re.findall(r"[a-z]+", answer.unit))
-    return 0 < len(named) <= 2 and named <= words | set(re.findall(r"[a-z]+", gold.unit))
+    named = answer.unit.split()
+    return re.fullmatch(r"[a-z]+(?: [a-z]+)?", answer.unit) is not None and set(named) <= words | set(gold.unit.split())
 
 
 def _readings(answer: Leaf, gold: Leaf) -> list[tuple[algebra.Value, algebra.Value]]:
@@ -203,23 +250,46 @@ def _near(answer: algebra.Value, gold: algebra.Value, relative_tolerance: float)
     return algebra.same_value(answer, gold)
 
 
-def _is_finished(leaf: Leaf) -> bool:
-    return leaf.node is not None and algebra.is_finished(leaf.node)
-
-
 def is_echo(answer: str, gold: str, problem: str) -> bool:
     r"""Say whether an answer only repeats an expression of the problem, so that nothing was worked out.
 
-    A rational number that is written out is an answer wherever else it stands, and so is what the gold answer says.
+    Words, decimals and fractions in lowest terms are answers wherever else they stand, and so is what the gold says.
 
     Example:
         >>> is_echo(r"\tan 30^\circ", r"\frac{\sqrt{3}}{3}", r"Compute $\tan 30^\circ$.")
         True
     """
-    leaf = read(answer)
-    if not isinstance(leaf, Leaf) or (isinstance(leaf.value, Fraction) and _is_finished(leaf)):
+    said, asked = _core(read(answer)), _core(read(gold))
+    if said is None or said.words or (asked is not None and _says_the_same(said, asked)) or _is_lowest(said):
         return False
-    return squeeze(answer) != squeeze(gold) and stands_in(answer, problem)
+    # Brackets around it, a sign or a factor of 1 before it are no work.
+    text = re.sub(r"^(?:\+|1(?=[(\\A-Za-z]))", "", said.text)
+    while text[:1] in ("(", "{") and closes_at_end(text):
+        text = text[1:-1]
+    return bool(text) and stands_in(text, problem)
+
+
+def _core(answer: Answer) -> Leaf | None:
+    """Return the expression that an answer consists of, without a name for it; None if it has several parts."""
+    answer = _single(answer)
+    if isinstance(answer, Assignment):
+        return _core(answer.right)
+    return answer if isinstance(answer, Leaf) else None
+
+
+def _says_the_same(answer: Leaf, gold: Leaf) -> bool:
+    is_repeating = "overline" in answer.text  # read as the fraction that it is to become
+    return answer.text == gold.text or (answer.node is not None and answer.node == gold.node and not is_repeating)
+
+
+def _is_lowest(leaf: Leaf) -> bool:
+    """Say whether a number is a decimal or a fraction in lowest terms."""
+    if not isinstance(leaf.value, Fraction):
+        return False
+    return re.fullmatch(r"-?\d*\.?\d*", leaf.text) is not None or leaf.text.replace("-", "") in (
+        rf"\frac{{{abs(leaf.value.numerator)}}}{{{leaf.value.denominator}}}",
+        f"{abs(leaf.value.numerator)}/{leaf.value.denominator}",
+    )
 
 
 _FAMILIES = (
@@ -229,26 +299,39 @@ _FAMILIES = (
     r"\\(?:lfloor|rfloor|lceil|rceil)",
     r"\|",
 )
-# Work that is not done yet, whatever the gold answer is.
-_UNDONE = re.compile(
-    r"\\(?:sum|prod|int|iint|oint|lim|limsup|liminf|det|gcd|lcm|max|min|sup|inf|mod|bmod|pmod|prime|partial)(?![A-Za-z])|'"
+# Work that is not done yet, unless the gold answer has it too.
+_UNDONE_NAMES = "sum|prod|int|iint|oint|lim|limsup|liminf|det|gcd|lcm|max|min|sup|inf|mod|bmod|pmod|prime|partial"
+_UNDONE = re.compile(rf"\\(?:{_UNDONE_NAMES})(?![A-Za-z])")
+_ALLOWED = re.compile(r"[A-Za-z0-9\\{}()\[\]+\-*/^_=<>|!.°' ]*")
+# What an oracle reads as it is meant. Others it passes over, and \approx with them.
+_COMMANDS = re.compile(
+    rf"\\(?:{algebra.GREEK}|frac|sqrt|cdot|infty|(?:arc)?(?:sin|cos|tan|cot|sec|csc)|sinh|cosh|tanh|log|ln|lg|exp|binom|"
+    rf"lfloor|rfloor|lceil|rceil|le|ge|ne|dot|ddot|{_UNDONE_NAMES})(?![A-Za-z])"
 )
-_ALLOWED = re.compile(r"[A-Za-z0-9\\{}()\[\]+\-*/^_=<>|!.,:°' ]*")
-_HUGE = re.compile(r"\^\{[^{}]*\^|\^\{?[-+]?\d{4,}|\d{4,}\s*!|!\s*!|\d{40,}")
+_HUGE = re.compile(r"\^\{[^{}]*\^|\^\{?[-+]?\d{4,}|\d{4,}\s*!|!\s*!")
+_APPLIED = re.compile(r"[A-Za-z]\((?:\d+|[A-Za-z])\)")
+
+
+def _applied(text: str) -> set[str]:
+    """Return the values of functions without a known name, such as f(2); an oracle would read a product."""
+    return set(_APPLIED.findall(re.sub(r"\\[A-Za-z]+", " ", text)))
 
 
 def _may_be_asked(answer: str, gold: str) -> bool:
     """Say whether two expressions are fit for an oracle: short, without words, no larger or less done than the gold."""
-    if max(len(answer), len(gold)) > _MAX_ASKED or not (_ALLOWED.fullmatch(answer) and _ALLOWED.fullmatch(gold)):
+    both = f"{answer}|{gold}"
+    if max(len(answer), len(gold)) > _MAX_ASKED or not _ALLOWED.fullmatch(both) or _is_longer(answer, gold):
         return False
-    if r"\text" in answer + gold or BARE_WORD.search(answer) or BARE_WORD.search(gold):
+    if len(_COMMANDS.findall(both)) != len(re.findall(r"\\[A-Za-z]+", both)) or BARE_WORD.search(both):
         return False
-    if re.search(r"\d \d|\d_", answer + "|" + gold) or _letters(answer) != _letters(gold):
+    if re.search(r"(?<!_)\d \d|\d_", both) or max(answer.count("="), gold.count("=")) > 1:
+        return False
+    if _letters(answer) != _letters(gold) or _applied(answer) != _applied(gold):
         return False
     has_variables = bool(re.search(r"(?<![\\A-Za-z])[A-Za-df-hj-z]", re.sub(r"\\[A-Za-z]+", " ", gold)))
-    for family in () if has_variables else _FAMILIES:
-        if re.search(family, answer) and not re.search(family, gold):
-            return False
+    families = () if has_variables else _FAMILIES
+    if any(re.search(family, answer) and not re.search(family, gold) for family in (*families, r"\\infty")):
+        return False
     return not any(pattern.search(answer) and not pattern.search(gold) for pattern in (_UNDONE, _HUGE))
 
 

@@ -8,7 +8,13 @@ from cfpo_verl.data_sources import Fallback
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 # A box, an escaped character, or a brace.
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([^\s{\\$]+))|\\.|([{}])", re.DOTALL)
-_ANSWER_LINE = re.compile(r"\banswer(?:\s*\*{0,2}\s*is\b|\s*\*{0,2}\s*[:=])\s*:?", re.IGNORECASE)
+# "The answer is", "Answer:", "**Answer:**", and a heading "**Final Answer**".
+_ANSWER_LINE = re.compile(
+    r"\banswer[ \t]{0,3}(?:\*\*)?[ \t]{0,3}(?:is\b|[:=])|\banswer\*\*[ \t]{0,3}(?=\n)", re.IGNORECASE
+)
+_MATH = re.compile(r"(\$+)([^$]+)\1(?=\W*$|\.\s)|\\\((.+?)\\\)(?=\W*$|\.\s)")
+# Characters of a line that are read.
+_MAX_LINE = 1000
 # Ends a sentence, but not in the middle of 3.5 or of "p.m. today".
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z]|\s*$)")
 
@@ -63,26 +69,26 @@ def last_boxed(text: str) -> str | None:
         True
     """
     boxes = _boxes(text)
-    return boxes[-1][2] if boxes else None
+    return text[boxes[-1][2]].strip() if boxes else None
 
 
-def _boxes(text: str) -> list[tuple[int, int, str]]:
-    """Return (begin, end, content) of every balanced box, in the order in which they begin."""
-    found = []
+def _boxes(text: str) -> list[tuple[int, int, slice]]:
+    """Return (begin, end, where its content is) of every balanced box, in the order in which they begin."""
+    found: list[tuple[int, int, slice]] = []
     open_braces: list[tuple[int, int] | None] = []  # where a box and its content begin, None for other braces
     for token in _BOX_OR_BRACE.finditer(text):
         box, bare, brace = token.groups()
         if box:
             open_braces.append((token.start(), token.end()))
         elif bare:
-            found.append((token.start(), token.end(), bare.rstrip(".,;")))
+            found.append((token.start(), token.end(), slice(token.start(2), token.start(2) + len(bare.rstrip(".,;")))))
         elif brace == "{":
             open_braces.append(None)
         elif brace == "}" and open_braces:
             begin = open_braces.pop()
             if begin is not None:
-                found.append((begin[0], token.end(), text[begin[1] : token.start()].strip()))
-    return sorted(found)
+                found.append((begin[0], token.end(), slice(begin[1], token.start())))
+    return sorted(found, key=lambda box: box[0])
 
 
 def _final_boxes(text: str) -> str | None:
@@ -105,14 +111,14 @@ def _final_boxes(text: str) -> str | None:
         if "\n" in between or _SENTENCE_END.search(between):
             break
         together.insert(0, box)
-    contents = list(dict.fromkeys(content for _begin, _end, content in together))
+    contents = list(dict.fromkeys(text[content].strip() for _begin, _end, content in together))
     return contents[0] if len(contents) == 1 else ", ".join(contents)
 
 
 def _after_hashes(text: str) -> str | None:
     _before, marker, after = text.rpartition("####")
     lines = after.strip().splitlines()
-    return lines[0].strip() if marker and lines else None
+    return lines[0].strip().strip("*").strip() if marker and lines else None
 
 
 def _in_answer_line(text: str) -> str | None:
@@ -120,8 +126,8 @@ def _in_answer_line(text: str) -> str | None:
     if not ends:
         return None
     rest = text[ends[-1] :].lstrip(" \t*:").lstrip()
-    line = rest.splitlines()[0] if rest else ""
-    math = re.match(r"(\$+)([^$]+)\1(?=\W*$|\.\s)|\\\((.+?)\\\)(?=\W*$|\.\s)", line)
+    line = rest[:_MAX_LINE].splitlines()[0] if rest else ""
+    math = _MATH.match(line)
     if math:
         return (math[2] or math[3]).strip()
     end = _SENTENCE_END.search(line)

@@ -11,6 +11,7 @@ from typing import Any
 from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from math_verify import verify
+from sympy import Expr, Float, N
 
 from cfpo_verl.rewards.answers import read
 from cfpo_verl.rewards.compare import compare
@@ -20,28 +21,52 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 # n and N are two variables.
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
-# Decimal places in which numbers must agree: an exact gold answer wants an exact answer, not six digits of it.
-_DECIMALS, _PRECISION = 12, 30
-_DEGREES = re.compile(r"(\d+(?:\.\d+)?)°")
+# Digits to which two values without variables are computed, and how many have to agree.
+_DIGITS, _AGREEING = 60, 40
 _IMAGINARY = re.compile(r"(?<![\\A-Za-z])i(?![A-Za-z])")
+_RESPELT = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        # Math-Verify reads over the degree sign,
+        (r"(\d+(?:\.\d+)?)°", r"{\\frac{\1\\pi}{180}}"),
+        # rounds decimals, which are exact fractions here,
+        (r"(\d*)\.(\d+)", lambda match: rf"{{\frac{{{match[1]}{match[2]}}}{{1{'0' * len(match[2])}}}}}"),
+        # and drops derivatives: they become variables.
+        (r"\\frac\{d\s?(?:\^2)?\s?([A-Za-z])\}\{d\s?([A-Za-z])(?:\^2)?\}", r"{\1_{d\2}}"),
+        (r"([A-Za-z])\^\{?((?:\\prime\s*)+)\}?", lambda match: f"{{{match[1]}_{{{'p' * match[2].count('prime')}}}}}"),
+        (r"\\(d+)ot\{([A-Za-z]|\\theta|\\phi|\\omega)\}", r"{\2_{\1}}"),
+    )
+)
 
 
 @lru_cache(maxsize=1000)
 def _parse(text: str) -> Any:
     # Not math_verify.parse: it drops letters that could be units, and its extraction is not needed here.
-    degrees = _DEGREES.sub(r"{\\frac{\1\\pi}{180}}", text)
     is_real = not _IMAGINARY.search(text)
-    return latex2sympy(degrees, is_real=is_real, normalization_config=None, conversion_config=_CONVERSION)
+    for pattern, replacement in _RESPELT:
+        text = pattern.sub(replacement, text)
+    return latex2sympy(text, is_real=is_real, normalization_config=None, conversion_config=_CONVERSION)
 
 
 def _same_by_math_verify(answer: str, gold: str) -> bool:
     try:
-        both = _parse(gold), _parse(answer)
+        read_answer, read_gold = _parse(answer), _parse(gold)
     except MemoryError:
         raise
     except Exception:  # it raises that class itself for what it does not understand
         return False
-    return verify(*both, float_rounding=_DECIMALS, numeric_precision=_PRECISION, timeout_seconds=None)
+    if all(isinstance(part, Expr) and not part.free_symbols for part in (read_answer, read_gold)):
+        return _same_value(read_answer.doit(), read_gold.doit())
+    return verify(read_gold, read_answer, timeout_seconds=None)
+
+
+def _same_value(answer: Expr, gold: Expr) -> bool:
+    """Compare two numbers relative to their size: Math-Verify's comparison is absolute, so 1/2004! would be 1/99!."""
+    values = [N(part, _DIGITS) for part in (answer, gold)]
+    if not all(part.is_number and part.is_finite for part in values):
+        return False
+    size = max(abs(part) for part in values)
+    return bool(abs(values[0] - values[1]) <= size * Float(10) ** -_AGREEING)
 
 
 def decide(answer: str, gold: str, relative_tolerance: float, words: frozenset[str]) -> bool:

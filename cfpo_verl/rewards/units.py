@@ -41,6 +41,16 @@ _ALIASES = {
     "v": "volt",
     "hz": "hertz",
     "kelvin": "",
+    "nm": "nanometer nanometre",
+    "ev": "",
+    "kev": "",
+    "mev": "",
+    "kj": "kilojoule",
+    "pa": "pascal",
+    "kpa": "kilopascal",
+    "gpa": "gigapascal",
+    "arcsec": "arcsecond",
+    "ly": "",
     "erg": "",
     "cal": "calorie",
     "å": "angstrom",
@@ -55,7 +65,10 @@ _ALIASES = {
     "am": "a.m",
     "pm": "p.m",
 }
-_CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in (name, *aliases.split())}
+_CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in (name, *aliases.split())} | {
+    "light year": "ly",
+    "light-year": "ly",
+}
 
 
 def is_unit(name: str) -> bool:
@@ -84,6 +97,8 @@ def unit_name(text: str) -> str:
         >>> [unit_name(text) for text in ("square inches", "cm^2", "Dollars", "km per hour", "ways.")]
         ['in^2', 'cm^2', '$', 'km/h', 'ways']
     """
+    if text.strip(" ~{}") == "K":  # k alone is as well a thousand
+        return "kelvin"
     text = re.sub(r"[~{}\\]|\s*\.(?=\s|$)", " ", text.lower()).strip()
     text = re.sub(r"\s*(?:/|\bper\b)\s*", "/", text)
     text = re.sub(r"\s*\^\s*", "^", text)

@@ -1,6 +1,7 @@
 """Score responses: extraction, comparison, and the worker processes for what these cannot decide."""
 
 import logging
+import os
 import re
 import sys
 import threading
@@ -17,7 +18,7 @@ from cfpo_verl.rewards import canary
 from cfpo_verl.rewards.answers import read
 from cfpo_verl.rewards.compare import compare, is_echo
 from cfpo_verl.rewards.extract import extract_answer
-from cfpo_verl.rewards.workers import Decision, Limits, SymbolicWorkers
+from cfpo_verl.rewards.workers import Decision, Limits, SymbolicWorkers, forget_fork_server
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,8 @@ class Verifier:
         if isinstance(asked, Result):
             return asked
         decision = asked.decision.result()
+        if decision.timed_out:
+            self._forget_undecided(asked.decision)
         is_correct = decision.is_equal and not (asked.problem and is_echo(asked.answer, asked.gold, asked.problem))
         return Result(is_correct, has_answer=True, fast_path=False, timed_out=decision.timed_out)
 
@@ -129,6 +132,12 @@ class Verifier:
                 self._decisions.move_to_end(job)
                 self.counts["remembered"] += 1
         return future
+
+    def _forget_undecided(self, future: "Future[Decision]") -> None:
+        """Ask anew next time: it may have been the machine."""
+        with self._lock:
+            for job in [job for job, decision in self._decisions.items() if decision is future]:
+                del self._decisions[job]
 
     def count(self, result: Result) -> None:
         """Add a result to the counters and log them now and then."""
@@ -223,6 +232,18 @@ def close() -> None:
         while _verifiers:
             _limits, made = _verifiers.popitem()
             made.workers.close()
+
+
+def _forget() -> None:
+    """In a child that was forked: the worker processes are its parent's."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    _verifiers.clear()
+    _failures.clear()
+    forget_fork_server()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _show_log() -> None:

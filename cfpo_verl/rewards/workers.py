@@ -14,6 +14,7 @@ import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from types import ModuleType
 from typing import Any
@@ -24,9 +25,11 @@ logger = logging.getLogger(__name__)
 
 # A worker is replaced after so many jobs, so that no leak of a library can grow.
 _JOBS_PER_WORKER = 20_000
-# A job that gets no processor time, on a machine that swaps or stops it, ends after this.
-_WALL_DEADLINE_S = 60.0
+# A job that gets no processor time, on a machine that swaps or stops it, is given to another worker after this.
+_WALL_DEADLINE_S = 30.0
 _ATTEMPTS = 3
+# With which a worker ends itself when a job wants too much memory.
+_OUT_OF_MEMORY = 71
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def _run(deadline_s: float, answer: str, gold: str, relative_tolerance: float, w
     try:
         return decide(answer, gold, relative_tolerance, words)
     except MemoryError:
-        os._exit(1)
+        os._exit(_OUT_OF_MEMORY)
     except Exception:  # whatever a library raises about an expression, it is not the gold answer
         return False
     finally:
@@ -169,8 +172,11 @@ class SymbolicWorkers:
         error = RuntimeError("cancelled") if done.cancelled() else done.exception()
         if error is None:
             self._resolve(outcome, Decision(bool(done.result())))
-        elif isinstance(error, FutureTimeoutError | ProcessExpired):
+        elif isinstance(error, ProcessExpired) and error.exitcode in (-signal.SIGPROF, _OUT_OF_MEMORY):
             self._resolve(outcome, Decision(False, timed_out=True))
+        elif isinstance(error, ProcessExpired | FutureTimeoutError) and job.attempts_left and job.pool is pool:
+            # Somebody else killed or stopped the worker: the job is not to blame.
+            self._try(outcome, job)
         else:
             self._try_again(outcome, job, pool, error)
 
@@ -197,6 +203,7 @@ class SymbolicWorkers:
                 context = _Context()
                 # Forked from a process that has imported math-verify already, a worker starts in milliseconds.
                 context.set_forkserver_preload(["cfpo_verl.rewards.symbolic"])
+                _start_fork_server()
                 self._pool = ProcessPool(
                     max_workers=self.limits.workers,
                     max_tasks=_JOBS_PER_WORKER,
@@ -231,6 +238,24 @@ class SymbolicWorkers:
             error = TimeoutError(f"no job was finished within {self._stall_s:.0f} s")
             for outcome, job in stalled:
                 self._try_again(outcome, job, pool, error)
+
+
+def _start_fork_server() -> None:
+    """Start the process that workers are forked from, where it finds the same modules as this one."""
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    try:
+        forkserver.ensure_running()
+    finally:
+        if path is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = path
+
+
+def forget_fork_server() -> None:
+    """Make a process that was itself forked start a fork server of its own: it cannot wait for its parent's."""
+    forkserver._forkserver.__init__()  # type: ignore[misc]
 
 
 def _end(pool: ProcessPool) -> None:
