@@ -217,6 +217,7 @@ _VARIABLE = re.compile(r"(?!\\pi$|\\infty$|e$|i$)(?:\\[A-Za-z]+|[A-Za-z])")
 _MEMBER = re.compile(r"([A-Za-z]|\([A-Za-z](?:,\s*[A-Za-z])+\))\s*\\in(?![A-Za-z])\s*(.*)", re.DOTALL)
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _CHOICE = re.compile(r"\(?\s*(?:\\text\{)?\s*\(?([A-Z])\)?\s*\}?\s*\)?")
+_CHOICE_AND_VALUE = re.compile(r"\\text\{\s*\(([A-Z])\)\s*\}\s*(\S.*)", re.DOTALL)
 _TEXT_ALL = re.compile(r"\\text\{([^{}]*)\}")
 
 
@@ -249,7 +250,7 @@ def _read(text: str, depth: int) -> Answer:
         text = whole[1].strip()
         if re.fullmatch(r"[A-Za-z]{2,3}", text):  # not the product of two or three variables
             return Leaf(text.lower(), words=True)
-    for reader in (_choice, _grouped, _union, _matrix, _bracketed, _list, _relation, _plus_minus):
+    for reader in (_choice, _choice_with_value, _grouped, _union, _matrix, _bracketed, _list, _relation, _plus_minus):
         answer = reader(text, depth + 1)
         if answer is not None:
             return answer
@@ -259,6 +260,14 @@ def _read(text: str, depth: int) -> Answer:
 def _choice(text: str, _depth: int) -> Answer | None:
     match = _CHOICE.fullmatch(text)
     return Leaf(match[1]) if match and len(text) > 1 else None
+
+
+def _choice_with_value(text: str, depth: int) -> Answer | None:
+    r"""Read \textbf{(C)}\ 12, as contests write: the name of the choice, and what it says."""
+    match = _CHOICE_AND_VALUE.fullmatch(text)
+    if not match or r"\text" in match[2]:
+        return None  # two choices
+    return Assignment(f"({match[1]})", _read(match[2], depth), _squeeze(text))
 
 
 def _grouped(text: str, _depth: int) -> Answer | None:

@@ -67,6 +67,8 @@ class _Comparison:
             return self.same(answer.right, gold) if isinstance(answer, Assignment) else False
         if isinstance(answer, Assignment) and isinstance(gold, Assignment):
             return self.same(answer.right, gold.right) if answer.name == gold.name else False
+        if isinstance(answer, Assignment) and isinstance(gold, Leaf) and answer.name == f"({gold.text})":
+            return True
         if "=" in answer.text and "=" in gold.text:
             return self.ask(answer.text, gold.text)
         if isinstance(answer, Assignment):
