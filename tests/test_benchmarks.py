@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import clean_environment
+from conftest import clean_environment, shared_data
 
 PROJECT = Path(__file__).parents[1]
 
@@ -49,3 +49,33 @@ def test_decontamination_is_compared_with_the_straightforward_version(tmp_path):
         ("plain", 2000),
     ]
     assert all(row["removed"] >= row["rows"] / 100 for row in rows)
+
+
+def test_the_reward_is_compared_with_its_peers(tmp_path):
+    out = tmp_path / "rewards.json"
+    sizes = [
+        "--golds",
+        "5",
+        "--others",
+        "3",
+        "--groups",
+        "5",
+        "--rounds",
+        "1",
+        "--batch",
+        "16",
+        "--poison-responses",
+        "100",
+    ]
+    data = shared_data("math_test.jsonl").parent
+    result = run("rewards", "--data", str(data), *sizes, "--out", str(out))
+    assert result.returncode == 0, result.stderr[-5000:]
+    found = json.loads(out.read_text())
+    assert [row["not_itself"] for row in found["agreement"]["sets"]] == [0] * 6
+    rewards = {row["reward"]: row for row in found["speed"]["rewards"]}
+    assert set(rewards) >= {"cfpo_verl", "math_verify", "verl math_verify", "verl math_dapo", "verl math_reward"}
+    assert rewards["cfpo_verl"]["accuracy_%"] == 100
+    assert found["batch"]["accuracy_%"] == 100
+    poison = found["poison"]
+    assert poison["right_scored_1"] == poison["right"] == 99
+    assert poison["poison_scored_1"] == 0
