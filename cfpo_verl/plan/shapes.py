@@ -129,7 +129,8 @@ class ModelShape:
         if model_type not in _FAMILIES:
             raise PlanError(f"model_type {model_type!r} is not known to plan, only: {', '.join(_FAMILIES)}")
         qkv_bias, qk_norm = _FAMILIES[model_type]
-        experts = config.get("num_experts") or 0 if model_type == "qwen3_moe" else 0
+        # transformers writes num_local_experts from version 5 on, the published configs have num_experts.
+        experts = config.get("num_experts") or config.get("num_local_experts") or 0
         if experts and (config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1):
             raise PlanError("a model with experts in some layers only is not known to plan")
         heads = config["num_attention_heads"]
