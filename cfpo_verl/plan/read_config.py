@@ -8,7 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cfpo_verl.plan.errors import PlanError
 from cfpo_verl.plan.run import Batch, Engine, Rollout, Run, Trainer
-from cfpo_verl.plan.shapes import ModelShape, shape_of
+from cfpo_verl.plan.shapes import shape_of
 
 # verl's estimators that need a critic (need_critic in verl.trainer.ppo.utils); others train the actor alone.
 _CRITIC_ESTIMATORS = ("gae",)
@@ -183,6 +183,7 @@ def _trainer(config: DictConfig, batch: Batch) -> Trainer:
         ),
         recomputes_old_log_prob=not bypass,
         # As need_reference_policy in verl.trainer.ppo.utils.
+        reference_offload=bool(OmegaConf.select(config, "actor_rollout_ref.ref.megatron.param_offload", default=False)),
         reference=bool(config.algorithm.use_kl_in_reward or actor.use_kl_loss),
         pads_sequences=not model.use_remove_padding,
         **settings,
@@ -233,8 +234,3 @@ def _rollout(config: DictConfig) -> Rollout:
         max_sequences=rollout.max_num_seqs,
         kv_cache_gb=float(kv_cache_gib) * 2**30 / 1e9 if trainer.device == "cpu" else None,
     )
-
-
-def model_shape(config: DictConfig) -> ModelShape:
-    """Return the shape of the config's model."""
-    return shape_of(str(config.actor_rollout_ref.model.path))
