@@ -1,7 +1,7 @@
 """The estimates of `cfpo-verl plan` beside published and measured times and peaks, one set of efficiencies for all.
 
-    python -m benchmarks.plan               # tables on the terminal
-    python -m benchmarks.plan --markdown    # as in docs/plan.md, which a test compares with this
+    python -m benchmarks.plan    # the tables of docs/plan.md; a test compares the two
+    python -m benchmarks.plan --figure docs/plan_scale.png
 
 Nothing is run: each row states the settings that its source gives, the model estimates the rest. Where a source does
 not give the mean length of responses, it is the one at which the update of the first row of the source would be right;
@@ -11,11 +11,13 @@ that cell is then no test of the model and is marked with =.
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from benchmarks.tables import print_rows
 from cfpo_verl.plan.hardware import Gpu, find_gpu
 from cfpo_verl.plan.memory import phases
+from cfpo_verl.plan.report import draw_scaling
 from cfpo_verl.plan.run import Batch, Rollout, Run, Trainer
+from cfpo_verl.plan.scale import scale
 from cfpo_verl.plan.shapes import shape_of
 from cfpo_verl.plan.step_time import step_time
 
@@ -110,6 +112,18 @@ def h20() -> Iterator[Published]:
             gpu,
             seconds,
             fitted="update" if gpus == 32 else None,
+        )
+
+    # Old probabilities are the engine's; responses go on across updates of the weights, which is not in the model.
+    streaming = replace(fsdp, param_offload=False, optimizer_offload=False, recomputes_old_log_prob=False)
+    for gpus, total_s in ((16, 294.77), (32, 189.26), (64, 150.63)):
+        rollout = Rollout(gpus=gpus, gpus_per_node=8, colocated=False, tensor_parallel=2, memory_share=0.8)
+        yield Published(
+            f"verl fully async, the same, {gpus} + {gpus} H20",
+            FULLY_ASYNC,
+            with_length(_dapo(gpus, 28672, 16, streaming, rollout), length),
+            gpu,
+            {"total": total_s},
         )
 
     fsdp = replace(fsdp, update_tokens=2 * (2048 + 20480), log_prob_tokens=3 * (2048 + 20480))
@@ -302,6 +316,27 @@ def _engine_gb(parts_gb: dict[str, float]) -> float:
     return sum(parts_gb.get(part, 0.0) for part in ("engine weights", "kv cache", "engine reserve"))
 
 
+def scaling_run() -> Run:
+    """Return the example of docs/plan.md."""
+    trainer = Trainer(engine="fsdp", gpus=8, gpus_per_node=8, shards=8)
+    batch = Batch(512, 16, 128, 1, 256, 2000, 1024, 8192)
+    return Run(shape_of("Qwen/Qwen2.5-7B"), trainer, Rollout(8, 8, memory_share=0.5), batch)
+
+
+def scaling() -> list[dict[str, str]]:
+    """Return one table row for each number of GPUs."""
+    return [
+        {
+            "GPUs": f"{row.gpus:,}",
+            "seconds per step": f"{row.step_s:.0f}",
+            "of it generation": f"{row.generation_s:.0f}",
+            "GPU hours, 100 steps": f"{row.gpu_hours_per_100_steps:,.0f}",
+            "efficiency": f"{row.efficiency:.0%}",
+        }
+        for row in scale(scaling_run(), find_gpu("H100-80GB"))
+    ]
+
+
 SECTIONS: dict[str, Callable[[], list[dict[str, str]]]] = {
     "verl on H20 (seconds)": lambda: compare(h20()),
     "NeMo-RL on H100 (seconds)": lambda: compare(nemo()),
@@ -311,26 +346,27 @@ SECTIONS: dict[str, Callable[[], list[dict[str, str]]]] = {
 }
 
 
+def to_markdown(rows: list[dict[str, str]]) -> str:
+    """Return rows as a Markdown table, without columns that are empty in all of them."""
+    columns = [column for column in rows[0] if any(row.get(column) for row in rows)]
+    lines = [columns, ["---"] * len(columns), *([row[column] for column in columns] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def markdown() -> str:
-    """Return all tables as in docs/plan.md."""
-    text = []
-    for title, section in SECTIONS.items():
-        rows = section()
-        columns = [column for column in rows[0] if any(row[column] for row in rows)]
-        lines = [columns, ["---"] * len(columns), *([row[column] for column in columns] for row in rows)]
-        text.append(f"**{title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
-    return "\n".join(text)
+    """Return the comparison as in docs/plan.md."""
+    return "\n".join(f"**{title}**\n\n{to_markdown(section())}" for title, section in SECTIONS.items())
 
 
 def main() -> None:
-    """Print the tables."""
+    """Print the tables, and draw if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--markdown", action="store_true", help="as in docs/plan.md")
-    if parser.parse_args().markdown:
-        print(markdown())
-        return
-    for title, section in SECTIONS.items():
-        print_rows(section(), f"{title}: published / estimated (ratio)")
+    parser.add_argument("--figure", type=Path, help="draw the scaling example to this PNG")
+    arguments = parser.parse_args()
+    print(f"{to_markdown(scaling())}\n{markdown()}")
+    if arguments.figure:
+        rows = scale(scaling_run(), find_gpu("H100-80GB"))
+        draw_scaling(rows, "Qwen2.5-7B, FSDP on H100: the same batch on more GPUs (estimated)", arguments.figure)
 
 
 if __name__ == "__main__":
