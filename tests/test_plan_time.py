@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from cfpo_verl.plan.hardware import Gpu
+from cfpo_verl.plan.memory import kv_tokens
 from cfpo_verl.plan.run import Batch, Rollout, Run, Trainer
 from cfpo_verl.plan.scale import scale, stops_paying_at
 from cfpo_verl.plan.shapes import ModelShape, shape_of
@@ -178,3 +179,46 @@ def test_shares_of_trainer_and_engines_stay():
     run = run_of(gpus=12, rollout=Rollout(4, 4, colocated=False)).on_gpus(64)
     assert (run.trainer.gpus, run.rollout.gpus, run.trainer.shards) == (48, 16, 48)
     assert math.isclose(run.gpus, 64)
+
+
+def test_experts_have_an_efficiency_of_their_own():
+    gpu = replace(PLAIN, matmul_efficiency=0.5, expert_efficiency=0.25)
+    experts = ModelShape(8, 2, 2, 1, 4, 16, 1000, False, experts=4, experts_per_token=2)
+    for shape, slower in ((SHAPE, 2), (experts, 4)):
+        run = run_of(shape=shape)
+        assert step_time(run, gpu).old_log_prob_s == pytest.approx(slower * step_time(run, PLAIN).old_log_prob_s)
+
+
+def test_groups_without_a_sequence_do_nothing():
+    """16 responses keep 16 of 32 GPUs busy, so twice as many take no less time than 16."""
+    instant = replace(PLAIN, network_gb_s=1e9, nvlink_gb_s=1e9)
+    sixteen, more = (step_time(run_of(gpus=gpus), instant).old_log_prob_s for gpus in (16, 32))
+    assert more == pytest.approx(sixteen)
+
+
+def test_tensor_parallel_gpus_exchange_the_hidden_state():
+    times = [step_time(run_of(gpus=2, engine="megatron", tensor_parallel=n), PLAIN) for n in (1, 2)]
+    # 480 tokens of 8 bf16 values, in 2 layers: two all-reduces each of 2 * 1/2 of the bytes.
+    hidden_bytes = 480 * 8 * 2 * 2
+    assert times[1].old_log_prob_s - times[0].old_log_prob_s == pytest.approx(4 * hidden_bytes / 2 / 1e9)
+
+
+def test_weights_are_gathered_as_stored_and_copied_as_used():
+    times = step_time(run_of(gpus=4), replace(PLAIN, weight_sync_overhead_s=1))
+    assert times.weight_sync_s == pytest.approx(1 + 0.75 * 4 * 17192 / 1e9 + 2 * 17192 / 1e9)
+
+
+def test_prompts_are_read_before_generation():
+    long = run_of(replace(BATCH, prompt_tokens=1000, max_prompt_tokens=1000))
+    instant = replace(PLAIN, memory_gb_s=1e9)
+    prefill_s = 16 * SHAPE.forward_flops(1000, 1000**2) / 1e12
+    decode_s = 20 * 16 * (2 * (2 * 576 + 8000) + 4 * 2 * 8 * 1010) / 1e12
+    assert generation(long, instant) == pytest.approx(prefill_s + decode_s, rel=1e-3)
+
+
+def test_keys_and_values_are_shared_among_their_heads_only():
+    """One head of keys on two GPUs is there twice; weights are shared among both."""
+    fast, two = replace(PLAIN, peak_tflops=1e9, nvlink_gb_s=1e9), Rollout(2, 8, kv_cache_gb=1, tensor_parallel=2)
+    read = (17192 - 8000) * 2 / 2 + 3 * 100 * 32
+    assert decode_step_s(SHAPE, run_of(gpus=2, rollout=two), fast, 3, 100) == pytest.approx(read / 1e9)
+    assert kv_tokens(run_of(gpus=2, rollout=two), fast) == kv_tokens(run_of(), fast)
