@@ -99,6 +99,16 @@ def test_megatron_worked_by_hand():
     assert update["logits"] == 100 * 500 * (2 + 4 + 2)
 
 
+def test_the_first_stage_holds_a_micro_batch_for_each_stage():
+    trainer = Trainer("megatron", gpus=4, gpus_per_node=4, pipeline_parallel=2, recompute=False, update_tokens=100)
+    # A vocabulary so small that the last stage, with its logits, is not the fuller one.
+    run = Run(ModelShape(8, 2, 2, 1, 4, 16, 10, False), trainer, Rollout(4, 4), BATCH)
+    assert micro_batches(run) == 2
+    update = bytes_of(run, "update")
+    assert update["activations"] == 2 * 100 * 216
+    assert "logits" not in update
+
+
 def test_experts_are_shared_apart():
     shape = shape_of("Qwen/Qwen3-30B-A3B")
     trainer = Trainer("megatron", gpus=32, gpus_per_node=8, tensor_parallel=2, expert_parallel=8)
@@ -200,6 +210,11 @@ def test_the_longest_sequence_is_the_least_micro_batch():
     assert shared.trainer.update_tokens == 2048
 
 
+@pytest.mark.parametrize(("fsdp_size", "shards"), [(-1, 8), (16, 8), (4, 4)])
+def test_shards_are_as_many_as_verl_makes(fsdp_size, shards):
+    assert read_run(verl_config(f"{ACTOR}.fsdp_config.fsdp_size={fsdp_size}")).trainer.shards == shards
+
+
 def test_fixed_micro_batches_count_sequences():
     overrides = (
         "actor_rollout_ref.actor.use_dynamic_bsz=false",
@@ -223,6 +238,14 @@ def test_fixed_micro_batches_count_sequences():
             f"{ROLLOUT}.gpu_memory_utilization",
         ),
         ([f"{MODEL}.enable_gradient_checkpointing=false"], f"{MODEL}.enable_gradient_checkpointing"),
+        (
+            [
+                "model_engine=megatron",
+                f"{ACTOR}.megatron.tensor_model_parallel_size=2",
+                f"{ACTOR}.megatron.param_offload=true",
+            ],
+            f"{ACTOR}.megatron.override_transformer_config",
+        ),
     ],
 )
 def test_the_first_change_is_named_and_enough(overrides, key):

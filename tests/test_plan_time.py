@@ -139,6 +139,13 @@ def test_the_longest_response_holds_up_the_step():
     assert generation(long, PLAIN) > 3 * generation(short, PLAIN)
 
 
+def test_a_generation_ends_with_its_longest_response():
+    """Of 16 exponential lengths of mean 20 the longest is 20 * (1 + 1/2 + ... + 1/16) on average; a step takes 1 s."""
+    fast = replace(PLAIN, peak_tflops=1e9, memory_gb_s=1e9, decode_step_overhead_s=1)
+    run = run_of(replace(BATCH, response_tokens=20, max_response_tokens=400, limit_share=0))
+    assert generation(run, fast) == pytest.approx(20 * sum(1 / i for i in range(1, 17)), rel=0.01)
+
+
 def test_squares_of_equal_lengths():
     assert squared_lengths(BATCH) == pytest.approx(30**2, rel=1e-3)
     # Of an exponential of mean 20, far below its limit: twice the square of the mean.

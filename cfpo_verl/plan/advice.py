@@ -1,8 +1,9 @@
 """The first thing to change when a run does not fit."""
 
 import math
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cfpo_verl.plan.hardware import Gpu
 from cfpo_verl.plan.memory import kv_cache_gb, kv_tokens, phases
@@ -29,8 +30,8 @@ class Advice:
     run: Run
 
     def __str__(self) -> str:
-        """Say it as an override."""
-        return f"{self.key}={self.value}" + ("" if self.is_enough else " (not enough alone)")
+        """Say it as an override, as a shell needs it."""
+        return shlex.quote(f"{self.key}={self.value}") + ("" if self.is_enough else " (not enough alone)")
 
 
 def overshoot_gb(run: Run, gpu: Gpu) -> float:
@@ -50,7 +51,7 @@ def first_change(run: Run, gpu: Gpu) -> Advice | None:
     if before == 0:
         return None
     best: tuple[float, Advice] | None = None
-    for key, value, changed in _changes(run, gpu):
+    for key, value, changed in _changes(run):
         after = overshoot_gb(changed, gpu)
         advice = Advice(key, value, after == 0, changed)
         if advice.is_enough:
@@ -60,20 +61,21 @@ def first_change(run: Run, gpu: Gpu) -> Advice | None:
     return best[1] if best else None
 
 
-def _changes(run: Run, gpu: Gpu) -> Iterator[tuple[str, str, Run]]:
+def _changes(run: Run) -> Iterator[tuple[str, str, Run]]:
     trainer = run.trainer
     engine = f"{_ACTOR}.megatron" if trainer.is_megatron else f"{_ACTOR}.fsdp_config"
     if not trainer.recompute:
-        key = f"{engine}.override_transformer_config.recompute_granularity"
-        key, value = (
-            (key, "full") if trainer.is_megatron else ("actor_rollout_ref.model.enable_gradient_checkpointing", "true")
-        )
+        key, value = "actor_rollout_ref.model.enable_gradient_checkpointing", "true"
+        if trainer.is_megatron:
+            # Megatron refuses the first of the three without the others.
+            key = f"{engine}.override_transformer_config"
+            value = "{recompute_granularity: full, recompute_method: uniform, recompute_num_layers: 1}"
         yield key, value, run.with_trainer(recompute=True)
     yield from _smaller_micro_batches(run)
     if not trainer.fused_kernels:
         yield "actor_rollout_ref.model.use_fused_kernels", "true", run.with_trainer(fused_kernels=True)
     if run.rollout.colocated and run.rollout.kv_cache_gb is None:
-        yield from _other_memory_shares(run, gpu)
+        yield from _other_memory_shares(run)
         if not run.rollout.sleeps:
             yield f"{_ROLLOUT}.free_cache_engine", "true", run.with_rollout(sleeps=True)
         # verl brings both back for every training phase: they make room for the engine only.
@@ -85,51 +87,39 @@ def _changes(run: Run, gpu: Gpu) -> Iterator[tuple[str, str, Run]]:
     if tensor <= min(run.rollout.gpus_per_node, run.rollout.gpus) and run.shape.heads % tensor == 0:
         yield f"{_ROLLOUT}.tensor_model_parallel_size", str(tensor), run.with_rollout(tensor_parallel=tensor)
     yield from _more_sharing(run, engine)
-    nodes = 2 * trainer.gpus // trainer.gpus_per_node
-    if nodes >= 2:
-        yield "trainer.nnodes", str(nodes), run.on_gpus(2 * run.gpus)
+    larger = run.on_gpus(2 * run.gpus)
+    if not run.rollout.colocated:
+        larger = replace(larger, rollout=run.rollout)
+    yield "trainer.nnodes", str(2 * trainer.gpus // trainer.gpus_per_node), larger
+
+
+def _halvings(value: int, least: int) -> Iterator[int]:
+    while value > least:
+        value = max(least, value // 2)
+        yield value
 
 
 def _smaller_micro_batches(run: Run) -> Iterator[tuple[str, str, Run]]:
     """Halve the micro-batches, down to one longest sequence."""
-    trainer, keys = run.trainer, []
-    for tokens, sequences, name, budget_key, size_key in (
-        (
-            trainer.update_tokens,
-            trainer.update_sequences,
-            "update",
-            f"{_ACTOR}.ppo_max_token_len_per_gpu",
-            f"{_ACTOR}.ppo_micro_batch_size_per_gpu",
-        ),
-        (
-            trainer.log_prob_tokens,
-            trainer.log_prob_sequences,
-            "log_prob",
-            f"{_ROLLOUT}.log_prob_max_token_len_per_gpu",
-            f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu",
-        ),
+    trainer = run.trainer
+    longest = math.ceil(run.batch.longest / (trainer.sequence_parallel * trainer.context_parallel))
+    for prefix, phase, tokens, sequences in (
+        (f"{_ACTOR}.ppo", "update", trainer.update_tokens, trainer.update_sequences),
+        (f"{_ROLLOUT}.log_prob", "log_prob", trainer.log_prob_tokens, trainer.log_prob_sequences),
     ):
-        least = math.ceil(run.batch.longest / (trainer.sequence_parallel * trainer.context_parallel))
         if sequences:
-            while sequences > 1:
-                tokens = tokens * (sequences // 2) // sequences  # noqa: PLW2901  halved step by step
-                sequences //= 2  # noqa: PLW2901
-                keys.append((size_key, str(sequences), {f"{name}_tokens": tokens, f"{name}_sequences": sequences}))
+            for fewer in _halvings(sequences, 1):
+                changes = {f"{phase}_tokens": tokens * fewer // sequences, f"{phase}_sequences": fewer}
+                yield f"{prefix}_micro_batch_size_per_gpu", str(fewer), run.with_trainer(**changes)
         else:
-            while tokens > least:
-                tokens = max(least, tokens // 2)  # noqa: PLW2901
-                keys.append((budget_key, str(tokens), {f"{name}_tokens": tokens}))
-    for key, value, changes in keys:
-        yield key, value, run.with_trainer(**changes)
+            for fewer in _halvings(tokens, longest):
+                yield f"{prefix}_max_token_len_per_gpu", str(fewer), run.with_trainer(**{f"{phase}_tokens": fewer})
 
 
-def _other_memory_shares(run: Run, gpu: Gpu) -> Iterator[tuple[str, str, Run]]:
+def _other_memory_shares(run: Run) -> Iterator[tuple[str, str, Run]]:
     """Give the engine less or more, in steps of 0.05."""
-    share = run.rollout.memory_share
-    steps = [round(share - step / 20, 2) for step in range(1, 20)] + [
-        round(share + step / 20, 2) for step in range(1, 20)
-    ]
-    for value in steps:
+    for step in (*range(-1, -20, -1), *range(1, 20)):
+        value = round(run.rollout.memory_share + step / 20, 2)
         if 0.1 <= value <= 0.9:
             yield f"{_ROLLOUT}.gpu_memory_utilization", str(value), run.with_rollout(memory_share=value)
 
@@ -153,15 +143,19 @@ def _more_sharing(run: Run, engine: str) -> Iterator[tuple[str, str, Run]]:
         yield f"{engine}.fsdp_size", "-1", run.with_trainer(shards=trainer.gpus)
     sequence = 2 * trainer.sequence_parallel
     if trainer.gpus % sequence == 0 and run.shape.heads % sequence == 0 and not trainer.pads_sequences:
-        least = math.ceil(run.batch.longest / sequence)
-        halved = {
+        before, after = (math.ceil(run.batch.longest / shared) for shared in (trainer.sequence_parallel, sequence))
+
+        def tokens(before_tokens: int, sequences: int | None) -> int:
+            if sequences:
+                return math.ceil(before_tokens / 2)
+            # A budget is per GPU and stays; only one that a longest sequence had exceeded shrinks with its share.
+            return after if before_tokens == before else before_tokens
+
+        changes = {
             "sequence_parallel": sequence,
-            "update_tokens": max(least, trainer.update_tokens // 2),
-            "log_prob_tokens": max(least, trainer.log_prob_tokens // 2),
+            "update_tokens": tokens(trainer.update_tokens, trainer.update_sequences),
+            "log_prob_tokens": tokens(trainer.log_prob_tokens, trainer.log_prob_sequences),
         }
-        # The token budget is per GPU, so it shrinks only as far as it was one longest sequence.
-        if trainer.update_sequences is None and trainer.update_tokens > run.batch.longest // trainer.sequence_parallel:
-            halved |= {"update_tokens": trainer.update_tokens, "log_prob_tokens": trainer.log_prob_tokens}
-        yield f"{_ACTOR}.ulysses_sequence_parallel_size", str(sequence), run.with_trainer(**halved)
+        yield f"{_ACTOR}.ulysses_sequence_parallel_size", str(sequence), run.with_trainer(**changes)
     if trainer.engine == "fsdp2" and not trainer.stays_offloaded:
         yield f"{engine}.offload_policy", "true", run.with_trainer(stays_offloaded=True)

@@ -1,5 +1,6 @@
 """What `cfpo-verl plan` prints, writes and draws."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,9 @@ def render(found: dict[str, Any]) -> Group:
         lines.append(f"It does not fit in {found['memory_gb']:g} GB, and no single setting changes that.")
     else:
         change = found["first_change"]
+        override = shlex.quote(f"{change['key']}={change['value']}")
         also = "" if change["is_enough"] else " (not enough alone: plan again with it)"
-        lines.append(
-            f"It does not fit in {found['memory_gb']:g} GB. First change: {change['key']}={change['value']}{also}"
-        )
+        lines.append(f"It does not fit in {found['memory_gb']:g} GB. First change: {override}{also}")
     return Group(memory, time, *lines)
 
 
