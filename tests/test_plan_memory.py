@@ -271,6 +271,7 @@ def test_a_change_that_is_not_enough_says_so():
         (["actor_rollout_ref.actor.ulysses_sequence_parallel_size=3"], "8 GPUs are no multiple of 3"),
         (["actor_rollout_ref.actor.fsdp_config.fsdp_size=3"], "fsdp_size=3 does not divide 8 GPUs"),
         (["actor_rollout_ref.actor.use_dynamic_bsz=false"], "neither a token budget nor a micro-batch size"),
+        (["actor_rollout_ref.rollout.dtype=fp8"], "rollout.dtype=fp8 is not known to plan, only: fp32"),
         (["data.train_batch_size=0"], "must be at least 1"),
     ],
 )

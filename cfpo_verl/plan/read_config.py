@@ -190,6 +190,13 @@ def _trainer(config: DictConfig, batch: Batch) -> Trainer:
     )
 
 
+def _width(key: str, dtype: str) -> int:
+    """Return the bytes of a value of a type."""
+    if dtype not in _BYTES:
+        raise PlanError(f"{key}={dtype} is not known to plan, only: {', '.join(_BYTES)}")
+    return _BYTES[dtype]
+
+
 def _fsdp(actor: DictConfig, gpus: int) -> dict[str, Any]:
     engine = actor.fsdp_config
     precision = engine.get("mixed_precision") or {}
@@ -197,8 +204,10 @@ def _fsdp(actor: DictConfig, gpus: int) -> dict[str, Any]:
         # As create_device_mesh in verl.workers.engine.fsdp.utils.
         "shards": gpus if engine.fsdp_size < 0 or engine.fsdp_size >= gpus else engine.fsdp_size,
         "sequence_parallel": actor.ulysses_sequence_parallel_size,
-        "weight_bytes": _BYTES[engine.model_dtype or "fp32"],
-        "compute_bytes": _BYTES[precision.get("param_dtype", "bf16")],
+        "weight_bytes": _width("actor_rollout_ref.actor.fsdp_config.model_dtype", engine.model_dtype or "fp32"),
+        "compute_bytes": _width(
+            "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype", precision.get("param_dtype", "bf16")
+        ),
         "stays_offloaded": bool(engine.offload_policy) and actor.strategy == "fsdp2",
         "compiled_entropy": engine.use_torch_compile,
     }
@@ -230,7 +239,7 @@ def _rollout(config: DictConfig) -> Rollout:
         tensor_parallel=rollout.tensor_model_parallel_size * rollout.pipeline_model_parallel_size,
         memory_share=rollout.gpu_memory_utilization,
         sleeps=rollout.free_cache_engine,
-        value_bytes=_BYTES[rollout.dtype],
+        value_bytes=_width("actor_rollout_ref.rollout.dtype", rollout.dtype),
         max_sequences=rollout.max_num_seqs,
         kv_cache_gb=float(kv_cache_gib) * 2**30 / 1e9 if trainer.device == "cpu" else None,
     )
