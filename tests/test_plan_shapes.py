@@ -112,6 +112,17 @@ def test_keys_and_values_are_those_of_a_cache(shape):
     assert held == 5 * shape.kv_bytes_per_token(bytes_per_value=4)
 
 
+def test_keys_and_values_are_those_of_vllm(run_python):
+    result = run_python(
+        "import torch; from vllm.v1.kv_cache_interface import FullAttentionSpec\n"
+        "spec = FullAttentionSpec(block_size=16, num_kv_heads=4, head_size=128, dtype=torch.bfloat16)\n"
+        "print('page', spec.page_size_bytes)"
+    )
+    # The pages of 16 tokens of one layer of Qwen2.5-7B, of which it has 28.
+    page = int(result.stdout.split("page ")[-1])
+    assert 28 * page == 16 * shape_of("Qwen/Qwen2.5-7B").kv_bytes_per_token()
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
