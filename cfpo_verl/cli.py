@@ -333,6 +333,69 @@ def report(
     typer.echo(f"{figure_path} and {figure_path.with_suffix('.md')}", err=True)
 
 
+@app.command(
+    epilog="Examples: cfpo-verl plan experiment=cpu_quickstart;  "
+    "cfpo-verl plan experiment=cpu_quickstart trainer.device=cuda trainer.n_gpus_per_node=8 "
+    "actor_rollout_ref.model.path=Qwen/Qwen2.5-7B --gpu H100-80GB --scale --figure scale.png.  "
+    "Exit status: 0 it fits; 1 it does not; 2 bad input.",
+)
+def plan(
+    overrides: Annotated[
+        list[str], typer.Argument(help="As for cfpo-verl train.", metavar="experiment=NAME [KEY=VALUE...]")
+    ],
+    gpu: Annotated[
+        str | None, typer.Option(help="GPU type.", show_default="H100-80GB; cpu-2-cores with trainer.device=cpu")
+    ] = None,
+    hardware: Annotated[
+        Path | None, typer.Option(help="YAML file with GPU types and efficiencies of your own, see docs/plan.md.")
+    ] = None,
+    response_tokens: Annotated[
+        float | None,
+        typer.Option(help="Mean length of responses.", show_default="half of the longest, at most 2048"),
+    ] = None,
+    prompt_tokens: Annotated[
+        float | None, typer.Option(help="Mean length of prompts.", show_default="half of the longest, at most 256")
+    ] = None,
+    limit_share: Annotated[
+        float, typer.Option(help="Share of responses that run into the limit (response_length/clip_ratio).")
+    ] = 0.01,
+    scale: Annotated[bool, typer.Option("--scale", help="Show how cost grows from 8 to 1,024 GPUs.")] = False,
+    figure: Annotated[Path | None, typer.Option(help="PNG to draw of --scale.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Estimate memory of a GPU, seconds of a step and GPU hours of a run, before it is queued."""
+    import json
+
+    from cfpo_verl.plan import PlanError, default_gpu, report
+    from cfpo_verl.plan.compose import compose
+    from cfpo_verl.plan.hardware import find_gpu
+    from cfpo_verl.plan.read_config import read_run
+    from cfpo_verl.plan.scale import scale as scale_up
+
+    try:
+        if figure is not None and not scale:
+            raise PlanError("--figure draws what --scale shows: give both")
+        config = compose(overrides)
+        gpu_type = find_gpu(gpu or default_gpu(config).name, hardware)
+        run = read_run(config, response_tokens, prompt_tokens, limit_share)
+        found, rows = report.estimate(run, gpu_type), scale_up(run, gpu_type) if scale else []
+        if scale and not rows:
+            raise PlanError("--scale: the parallel sizes of the config divide none of 8 to 1,024 GPUs")
+        if figure is not None:
+            report.draw_scaling(rows, f"{' '.join(overrides)} on {gpu_type.name}", figure)
+            typer.echo(figure, err=True)
+    except (PlanError, OSError) as error:
+        _fail("plan", error)
+    if as_json:
+        typer.echo(json.dumps({**found, **({"scaling": report.scaling(rows)} if scale else {})}, indent=2))
+    else:
+        console = report.wide_console(sys.stdout.isatty())
+        console.print(report.render(found), highlight=False)
+        if scale:
+            console.print(report.render_scaling(rows), highlight=False)
+    raise SystemExit(0 if found["fits"] else 1)
+
+
 def main() -> None:
     """Run the console script."""
     if sys.argv[1:3] == ["data", "prepare"]:  # their imports take a second that other commands do not need

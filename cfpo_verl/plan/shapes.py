@@ -1,0 +1,182 @@
+"""Shapes of decoder-only transformers, and what follows from them: parameters and floating point operations."""
+
+import json
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from cfpo_verl.plan.errors import PlanError
+
+# model_type of a Hugging Face config: (a bias on q, k and v; a norm on every q and k head).
+_FAMILIES = {
+    "llama": (False, False),
+    "qwen2": (True, False),
+    "qwen3": (False, True),
+    "qwen3_moe": (False, True),
+}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What decides the size of a Llama-like model: gated MLP, RMS norms, grouped-query attention.
+
+    Args:
+        hidden: Width of the residual stream.
+        layers: Transformer layers.
+        heads: Attention heads.
+        kv_heads: Heads of keys and values.
+        head_dim: Width of a head.
+        intermediate: Width of the MLP, or of one expert.
+        vocabulary: Rows of the embedding.
+        tied_embeddings: Whether the output layer is the embedding.
+        qkv_bias: Whether q, k and v have a bias (Qwen2).
+        qk_norm: Whether every head of q and k is normalised (Qwen3).
+        experts: Experts in each layer; 0 for a dense model.
+        experts_per_token: Experts that a token goes through.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    tied_embeddings: bool
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    experts: int = 0
+    experts_per_token: int = 0
+
+    @property
+    def q_width(self) -> int:
+        """Width of all query heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of all key heads, and of all value heads."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def attention_matrices(self) -> int:
+        """Parameters of the four projections of a layer, without biases."""
+        return self.hidden * (2 * self.q_width + 2 * self.kv_width)
+
+    @property
+    def expert_parameters(self) -> int:
+        """Parameters of all experts of a layer; 0 for a dense model."""
+        return self.experts * 3 * self.hidden * self.intermediate
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of a layer."""
+        biases = self.q_width + 2 * self.kv_width if self.qkv_bias else 0
+        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        mlp = self.expert_parameters + self.hidden * self.experts or 3 * self.hidden * self.intermediate
+        return self.attention_matrices + biases + norms + mlp
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Parameters of the embedding; the output layer has as many unless it is tied."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All parameters; those of tied embeddings once."""
+        tables = 1 if self.tied_embeddings else 2
+        return self.layers * self.layer_parameters + tables * self.embedding_parameters + self.hidden
+
+    @property
+    def active_matrices_per_layer(self) -> int:
+        """Parameters that a token is multiplied with in a layer: projections, router and its own experts."""
+        mlp = 3 * self.hidden * self.intermediate
+        if self.experts:
+            mlp = self.experts_per_token * mlp + self.hidden * self.experts
+        return self.attention_matrices + mlp
+
+    def forward_flops(self, tokens: float, squared_lengths: float) -> float:
+        """Return the floating point operations of a forward pass.
+
+        Two for each parameter that a token is multiplied with (arXiv 2001.08361: 6ND for forward and backward), and
+        for causal attention 2 * length**2 * q_width in each layer: scores and weighted values are 2 operations each,
+        over half of the square. Looking up an embedding costs nothing, the output layer counts.
+
+        Args:
+            tokens: Tokens of all sequences.
+            squared_lengths: Sum of length**2 over the sequences.
+        """
+        matrices = self.layers * self.active_matrices_per_layer + self.embedding_parameters
+        return 2 * matrices * tokens + 2 * self.layers * self.q_width * squared_lengths
+
+    def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
+        """Return the bytes that the keys and values of one token take, over all layers."""
+        return 2 * self.layers * self.kv_width * bytes_per_value
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any]) -> "ModelShape":
+        """Read a Hugging Face config.
+
+        Raises:
+            PlanError: If its architecture is not one of those whose parameters are known.
+        """
+        model_type = config.get("model_type")
+        if model_type not in _FAMILIES:
+            raise PlanError(f"model_type {model_type!r} is not known to plan, only: {', '.join(_FAMILIES)}")
+        qkv_bias, qk_norm = _FAMILIES[model_type]
+        # transformers writes num_local_experts from version 5 on, the published configs have num_experts.
+        experts = config.get("num_experts") or config.get("num_local_experts") or 0
+        if experts and (config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1):
+            raise PlanError("a model with experts in some layers only is not known to plan")
+        heads = config["num_attention_heads"]
+        return cls(
+            hidden=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            intermediate=config["moe_intermediate_size" if experts else "intermediate_size"],
+            vocabulary=config["vocab_size"],
+            tied_embeddings=config.get("tie_word_embeddings", False),
+            qkv_bias=config.get("attention_bias", qkv_bias) if model_type != "qwen2" else qkv_bias,
+            qk_norm=qk_norm,
+            experts=experts,
+            experts_per_token=config["num_experts_per_tok"] if experts else 0,
+        )
+
+
+@cache
+def table() -> list[tuple[str, ModelShape]]:
+    """Return (name, shape) of the published models, in the order of shapes.yaml."""
+    entries = yaml.safe_load((files("cfpo_verl.plan") / "shapes.yaml").read_text())
+    return [(name, ModelShape(**entry["shape"])) for entry in entries for name in entry["names"]]
+
+
+def shape_of(model_path: str) -> ModelShape:
+    """Return the shape of a local model folder, or of a published model with that name.
+
+    Args:
+        model_path: A folder with a config.json, a hub id, or a path whose last part is the name of a published model.
+
+    Raises:
+        PlanError: If it is neither.
+    """
+    config_file = Path(model_path).expanduser() / "config.json"
+    if config_file.is_file():
+        try:
+            return ModelShape.from_hf(json.loads(config_file.read_text()))
+        except (KeyError, json.JSONDecodeError) as error:
+            raise PlanError(f"{config_file} is not the config of a language model: {error!r}") from error
+    name = PurePosixPath(model_path).name
+    for pattern, shape in table():
+        if fnmatchcase(name, pattern):
+            return shape
+    raise PlanError(
+        f"actor_rollout_ref.model.path={model_path}: no folder with a config.json, and no model whose shape is known. "
+        f"Give a folder, or one of: {', '.join(name for name, _shape in table())}"
+    )

@@ -1,0 +1,180 @@
+"""`cfpo-verl plan` as a user sees it, its hardware file, and the page about it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import clean_environment
+
+from cfpo_verl.plan.compose import compose
+from cfpo_verl.plan.errors import PlanError
+from cfpo_verl.plan.hardware import find_gpu, gpu_types
+from cfpo_verl.plan.read_config import read_run
+
+PROJECT = Path(__file__).parents[1]
+QUICKSTART = ("plan", "experiment=cpu_quickstart")
+# The quickstart's batch on GPUs: enough to try the command on.
+ON_GPUS = (
+    *QUICKSTART,
+    "trainer.device=cuda",
+    "trainer.n_gpus_per_node=8",
+    "actor_rollout_ref.model.path=Qwen/Qwen2.5-7B",
+    "actor_rollout_ref.rollout.dtype=bfloat16",
+    "actor_rollout_ref.rollout.free_cache_engine=true",
+)
+
+
+def test_the_quickstart_fits_and_is_told_part_by_part(run_cli):
+    result = run_cli(*QUICKSTART)
+    assert result.returncode == 0
+    for words in ("weights", "gradients", "optimizer", "activations", "logits", "kv cache", "1 x cpu-2-cores"):
+        assert words in result.stdout
+    for words in ("generation", "old log-probabilities", "update", "weight sync", "3,072 tokens per step"):
+        assert words in result.stdout
+    assert "GPU hours for 20 steps" in result.stdout
+    assert "It fits in 25 GB." in result.stdout
+
+
+def test_json_has_the_same(run_cli):
+    result = run_cli(*ON_GPUS, "--json", "--response-tokens", "6")
+    assert result.returncode == 0
+    found = json.loads(result.stdout)
+    assert found["fits"] is True
+    assert found["first_change"] is None
+    assert (found["gpus"], found["parameters"], found["mean_response_tokens"]) == (8, 7_615_616_512, 6)
+    # 256 responses of 6 tokens after prompts of 8.
+    assert found["tokens_per_step"] == 256 * 14
+    seconds = dict(found["seconds_per_step"])
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
+    assert found["gpu_hours"] == pytest.approx(found["gpu_hours_per_100_steps"] / 5)
+    for parts in found["memory_per_gpu_gb"].values():
+        assert parts.pop("total") == pytest.approx(sum(parts.values()))
+
+
+def test_what_does_not_fit_has_a_way_out(run_cli):
+    big = "actor_rollout_ref.model.path=Qwen/Qwen2.5-32B"
+    result = run_cli(*ON_GPUS, big, "--json")
+    assert result.returncode == 1
+    change = json.loads(result.stdout)["first_change"]
+    told = run_cli(*ON_GPUS, big)
+    assert told.returncode == 1
+    assert f"It does not fit in 80 GB. First change: {change['key']}={change['value']}" in told.stdout
+    assert run_cli(*ON_GPUS, big, f"{change['key']}={change['value']}").returncode == (0 if change["is_enough"] else 1)
+
+
+def test_scaling_is_shown_and_drawn(run_cli, tmp_path):
+    result = run_cli(*ON_GPUS, "--scale", "--figure", "scale.png", "--json")
+    assert result.returncode == 0
+    scaling = json.loads(result.stdout)["scaling"]
+    assert [row["gpus"] for row in scaling["rows"]] == [8, 16, 32, 64, 128, 256, 512, 1024]
+    assert scaling["stops_paying_at_gpus"] == 16
+    assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
+    assert "stops paying at 16 GPUs" in run_cli(*ON_GPUS, "--scale").stdout
+
+
+def test_own_hardware_is_used(run_cli, tmp_path):
+    (tmp_path / "own.yaml").write_text("gpus:\n  H100-80GB:\n    memory_gb: 20\n")
+    result = run_cli(*ON_GPUS, "--hardware", "own.yaml", "--gpu", "H100-80GB", "--json")
+    assert json.loads(result.stdout)["memory_gb"] == 20
+    assert result.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "trainer.nnodes=2"], "no experiment. Give experiment=NAME, one of: cpu_quickstart"),
+        (["plan", "experiment=nothing"], "Could not find 'experiment/nothing'"),
+        ([*QUICKSTART, "trainer.no_such_key=1"], "no_such_key"),
+        ([*QUICKSTART, "actor_rollout_ref.model.path=org/model"], "actor_rollout_ref.model.path=org/model: no folder"),
+        ([*QUICKSTART, "--gpu", "TPU"], "no GPU type called 'TPU'. Choose one of: A100-80GB, H100-80GB"),
+        ([*QUICKSTART, "--hardware", "none.yaml"], "none.yaml: No such file"),
+        ([*QUICKSTART, "--response-tokens", "9"], "--response-tokens must be above 0 and at most 8"),
+        ([*QUICKSTART, "--limit-share", "1"], "--limit-share must be at least 0 and below 1"),
+        ([*QUICKSTART, "--figure", "x.png"], "--figure draws what --scale shows"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_bad_input_is_named(run_cli, arguments, message):
+    result = run_cli(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_help_has_examples(run_cli):
+    result = run_cli("plan", "--help")
+    assert result.returncode == 0
+    assert "cfpo-verl plan experiment=cpu_quickstart" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gpus: [", "is not YAML"),
+        ("gpu: {}", "only the keys base and gpus are known, got gpu"),
+        ("- 1", "only the keys base and gpus are known, got list"),
+        ("gpus: {X: {memory_gb: 10}}", "GPU type X: these keys are missing or unknown: memory_gb_s, nvlink_gb_s, peak"),
+        ("gpus: {H200: {memory: 10}}", "GPU type H200: these keys are missing or unknown: memory"),
+        ("gpus: {H200: {memory_gb: 0}}", "GPU type H200: memory_gb must be a positive number, got 0"),
+        ("base: {matmul_efficiency: fast}", "matmul_efficiency must be a positive number, got 'fast'"),
+    ],
+)
+def test_a_wrong_hardware_file_is_refused(text, message, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    with pytest.raises(PlanError, match=message):
+        gpu_types(path)
+
+
+def test_own_assumptions_hold_for_every_gpu(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("base: {matmul_efficiency: 0.31, decode_step_overhead_s: 0}\n")
+    for name in ("A100-80GB", "H100-80GB", "H200", "H20"):
+        assert find_gpu(name, path).matmul_efficiency == 0.31
+    # It says so itself.
+    assert find_gpu("cpu-2-cores", path).matmul_efficiency == 1.0
+    assert find_gpu("H200").matmul_efficiency == 0.4
+
+
+def test_the_experiments_are_read():
+    run = read_run(compose(["experiment=cpu_smollm2_gsm8k"]))
+    assert run.shape.parameters == 134_515_008
+    assert (run.batch.responses, run.batch.optimizer_steps, run.batch.steps) == (16, 4, 2)
+    trainer = run.trainer
+    assert (trainer.engine, trainer.weight_bytes, trainer.compute_bytes, trainer.pads_sequences) == (
+        "fsdp2",
+        4,
+        4,
+        True,
+    )
+    assert (trainer.update_sequences, trainer.update_tokens) == (4, 4 * 160)
+    assert run.rollout.kv_cache_gb == pytest.approx(1.073741824)
+
+
+def test_steps_come_from_the_data(arithmetic_files):
+    train = arithmetic_files[0]
+    overrides = ["experiment=cpu_quickstart", f"data.train_files={train}", "trainer.total_training_steps=null"]
+    # 100 sums of two digits less 16 that are held out: 2 batches of 32, for 3 epochs.
+    assert read_run(compose([*overrides, "trainer.total_epochs=3"])).batch.steps == 6
+    assert read_run(compose(["experiment=cpu_quickstart", "trainer.total_training_steps=null"])).batch.steps is None
+
+
+def test_planning_imports_neither_verl_nor_torch(run_python):
+    result = run_python(
+        "import sys; from cfpo_verl import plan; from cfpo_verl.plan.compose import compose\n"
+        "plan.memory_per_gpu_gb(compose(['experiment=cpu_quickstart']))\n"
+        "print('torch' in sys.modules, 'verl' in sys.modules)"
+    )
+    assert result.stdout.split() == ["False", "False"], result.stderr
+
+
+def test_the_page_has_what_the_benchmark_prints():
+    command = [sys.executable, "-m", "benchmarks.plan"]
+    result = subprocess.run(command, cwd=PROJECT, env=clean_environment({}), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    scaling, comparison = result.stdout.rstrip().split("\n\n", 1)
+    page = (PROJECT / "docs" / "plan.md").read_text()
+    assert scaling in page
+    assert comparison in page
