@@ -301,3 +301,25 @@ def test_repeating_the_problem_is_no_answer():
 )
 def test_repeating_the_problem_in_brackets_or_by_another_name_is_no_answer(answer, gold, problem):
     assert is_echo(answer, gold, problem)
+
+
+def test_nothing_that_a_model_wrote_is_compiled(run_python):
+    """Python tells an audit hook of everything that eval, exec and compile are given."""
+    code = """
+import sys
+from cfpo_verl.rewards.symbolic import decide
+pairs = [
+    (r"\\frac{\\cos x}{\\sin x}", r"\\cot x"), (r"\\sqrt[3]{x^2+1}", "x"), (r"\\ln(x+1)", r"\\ln(2x)"), ("n!", "x!"),
+    (r"\\{\\sin x, 1\\}", r"\\{1, \\cos x\\}"), ("x<y", "y>x"), (r"\\frac{dx}{dt}=x", r"\\frac{dx}{dt}=2x"),
+    ("__import__('os').system('true')", "x+1"), ("exec(1)", "x"), ("lambda: 1", "x"), ("a.b.c", "abc"), ("1/0", "x"),
+]
+for _ in range(2):
+    compiled = []
+    sys.addaudithook(lambda event, arguments: compiled.append(arguments[0]) if event == "compile" else None)
+    for answer, gold in pairs:
+        decide(answer, gold, 0.0, frozenset()), decide(gold, answer + "+z", 0.0, frozenset())
+# The first round imports and caches.
+print(compiled)
+"""
+    result = run_python(code)
+    assert result.stdout == "[]\n", result.stdout + result.stderr

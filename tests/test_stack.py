@@ -6,6 +6,7 @@ is ours, that vLLM follows the actor's weights, and that nothing is left behind.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,6 +112,9 @@ def test_run_folder_holds_what_is_needed_to_repeat_it(finished):
     log = (run_dir / "log.1.txt").read_text()
     assert "vLLMHttpServer" in log
     assert "WorkerDict" in log
+    # The reward's counters, from the process that verl scores in.
+    assert re.search(r"RewardLoopWorker.*rewards of this process: scored \d+, correct \d+", log)
+    assert "errors 0" in log
 
 
 def test_nothing_is_left_running(finished):

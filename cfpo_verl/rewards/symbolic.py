@@ -41,7 +41,8 @@ _RESPELT = tuple(
 
 @lru_cache(maxsize=1000)
 def _parse(text: str) -> Any:
-    # Not math_verify.parse: it drops letters that could be units, and its extraction is not needed here.
+    # Not math_verify.parse: it drops letters that could be units, and hands what is no LaTeX to sympy's parse_expr,
+    # which evaluates it as Python. This grammar does not.
     is_real = not _IMAGINARY.search(text)
     for pattern, replacement in _RESPELT:
         text = pattern.sub(replacement, text)

@@ -249,8 +249,9 @@ os.register_at_fork(after_in_child=_forget)
 def _show_log() -> None:
     """Make the counters visible where nobody has set up logging, as in Ray's workers."""
     package = logging.getLogger("cfpo_verl.rewards")
+    if package.level == logging.NOTSET:
+        package.setLevel(logging.INFO)
     if not package.hasHandlers():
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(name)s %(process)d: %(message)s"))
         package.addHandler(handler)
-        package.setLevel(logging.INFO)
