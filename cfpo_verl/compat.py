@@ -215,7 +215,10 @@ def describe(use: Use) -> str:
         LookupError: If it is not there, or lacks one of the parameters.
     """
     if not use.attribute:
-        spec = find_spec(use.module)
+        try:
+            spec = find_spec(use.module)
+        except ImportError:  # its parent package is gone
+            spec = None
         if spec is None or spec.origin is None or use.word not in Path(spec.origin).read_text():
             raise LookupError(f"{use.key}: it does not")
         return "mentioned"
@@ -223,7 +226,7 @@ def describe(use: Use) -> str:
         value = importlib.import_module(use.module)
         for name in use.attribute.split("."):
             value = getattr(value, name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # importing another version may fail in any way
         raise LookupError(f"{use.key}: {error}") from error
     if not callable(value):
         return type(value).__name__

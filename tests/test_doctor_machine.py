@@ -19,6 +19,7 @@ def no_cluster(monkeypatch, tmp_path):
     """A machine on which no Ray cluster has been started."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(machine, "_LONGEST_SOCKET", 1000)
 
 
 @pytest.fixture
@@ -164,6 +165,16 @@ def test_a_cluster_that_is_meant_and_one_that_is_not(config, monkeypatch, tmp_pa
     assert ok(machine.check_ray(config))[0].startswith("the run joins the Ray cluster at head:6379")
 
 
+def test_a_temporary_folder_that_is_too_long_for_rays_sockets(config, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch/" + "x" * 31)
+    monkeypatch.setattr(machine, "_LONGEST_SOCKET", 107)
+    [problem] = failed(machine.check_ray(config))
+    # 40 of the folder, and 68 of /ray/session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store.
+    assert problem.startswith(f"RAY_TMPDIR=/scratch/{'x' * 31}: the sockets of Ray would have paths of 108 characters")
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch/" + "x" * 30)
+    assert failed(machine.check_ray(config)) == []
+
+
 def test_several_nodes_without_a_cluster():
     [problem] = failed(machine.check_ray(gpu_config("trainer.nnodes=2")))
     assert "trainer.nnodes=2, but no Ray cluster is running here to be joined" in problem
@@ -241,7 +252,7 @@ print("left", ray.available_resources()["CPU"])
 tq.close()
 ray.shutdown()
 """
-    result = run_python(code, **platform_env("cpu"))
+    result = run_python(code, **platform_env("cpu"), RAY_TMPDIR="/tmp")
     # 64 - (1 controller + 3 storage units) - 2 GPUs x 3.
     assert "left 54.0" in result.stdout, result.stderr[-3000:]
 

@@ -21,6 +21,9 @@ from cfpo_verl.doctor.model import count_parameters, local_folder, model_path
 RAY_PORTS = {6379: "GCS, --port", 8265: "dashboard, --dashboard-port", 10001: "client server, --ray-client-server-port"}
 # Below it Ray itself warns of connection errors; it raises the soft limit to the hard one by itself.
 LEAST_OPEN_FILES = 8192
+# Ray puts sockets below its temporary folder, and refuses to start if their paths are longer than Linux allows.
+_LONGEST_SOCKET = 107
+_SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 # CPUs of a bundle of verl's placement groups: max_colocate_count of ResourcePoolManager, and of standalone replicas.
 CPUS_PER_GPU, CPUS_PER_STANDALONE_GPU = 3, 2
 
@@ -186,6 +189,14 @@ def check_ray(config: DictConfig) -> Iterator[Finding]:
     """Check that Ray will start, or join the cluster that is meant."""
     cluster, ray_init = joined_cluster(config, os.environ), config.ray_kwargs.ray_init
     if cluster is None:
+        folder = os.environ.get("RAY_TMPDIR") or "/tmp"
+        length = len(os.path.join(folder, _SOCKET))
+        if length > _LONGEST_SOCKET:
+            yield failed(
+                f"RAY_TMPDIR={folder}: the sockets of Ray would have paths of {length} characters, and Linux allows "
+                f"{_LONGEST_SOCKET}",
+                "Set RAY_TMPDIR to a shorter path on this machine, such as /tmp",
+            )
         if config.trainer.nnodes > 1:
             yield failed(
                 f"trainer.nnodes={config.trainer.nnodes}, but no Ray cluster is running here to be joined: Ray would "
