@@ -2,8 +2,10 @@
 
 import io
 import json
+import re
 
 import pytest
+from conftest import PROJECT
 from doctor_configs import failed, gpu_config, quickstart
 
 from cfpo_verl import doctor, train
@@ -83,6 +85,20 @@ def test_problems_that_need_verl_are_reported_together(run_cli, tmp_path, arithm
 def test_the_checks_have_names_of_their_own():
     names = [check.name for check in doctor.CHECKS]
     assert len(set(names)) == len(names)
+
+
+def test_the_page_has_a_row_for_each_check():
+    page = (PROJECT / "docs" / "doctor.md").read_text()
+    assert re.findall(r"^\| ([a-z' ]+) \| (?!looks)", page, flags=re.MULTILINE) == [
+        check.name for check in doctor.CHECKS
+    ]
+
+
+def test_help_has_examples(run_cli):
+    result = run_cli("doctor", "--help")
+    assert result.returncode == 0
+    assert "examples:\n  cfpo-verl doctor experiment=cpu_quickstart\n" in result.stdout
+    assert run_cli("doctor").returncode == 2
 
 
 def test_every_check_reports_in_its_place(arithmetic_files, monkeypatch):
