@@ -111,12 +111,16 @@ def test_dynamic_batches_of_one_kind_only():
 def test_prompts_are_fetched_in_whole_batches():
     [problem] = failed(batches.check_batches(gpu_config("data.gen_batch_size=48")))
     assert "data.train_batch_size=64 is not a multiple of data.gen_batch_size=48" in problem
+    dapo = ["algorithm.filter_groups.enable=true", "data.gen_batch_size=48"]  # verl then fetches single prompts
+    assert failed(batches.check_batches(gpu_config(*dapo))) == []
 
 
 def test_warns_of_a_last_mini_batch_with_padding():
     # 72 prompts in mini-batches of 16: 8 prompts are missing, of 8 responses each; 80 x 8 / 8 ranks = 80 rows.
     [warning] = warnings(batches.check_batches(gpu_config("data.train_batch_size=72")))
     assert "verl fills the last mini-batch with 64 empty responses" in warning
+    [problem] = failed(batches.check_batches(gpu_config("data.train_batch_size=72", "trainer.use_v1=false")))
+    assert "the older trainer stops at the first update" in problem
 
 
 @pytest.mark.parametrize(

@@ -272,19 +272,19 @@ def test_a_cluster_decides_about_cpus_and_gpus(monkeypatch):
     assert failed([*machine.check_cpus(gpu_config()), *machine.check_memory(gpu_config())]) == []
 
 
-def test_a_port_of_ray_in_use(config):
+def test_a_port_of_ray_in_use(config, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        machine.RAY_PORTS[port] = "a test, --port"
-        try:
-            found = warnings(machine.check_ports(config))
-        finally:
-            del machine.RAY_PORTS[port]
-    [warning] = [line for line in found if f"port {port} " in line]
-    assert f"(pid {os.getpid()})" in warning
-    assert "`ray start --head` needs another one, see --port" in warning
+        monkeypatch.setattr(machine, "RAY_PORTS", {port: "a test, --port"})
+        [line] = ok(machine.check_ports(config))
+        [warning] = warnings(machine.check_ports(gpu_config("trainer.nnodes=2")))
+        monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+        assert list(machine.check_ports(config)) == []
+    assert line.startswith(f"port {port} (a test) is in use by ")
+    assert f"(pid {os.getpid()})" in line
+    assert warning.endswith("`ray start --head` needs another one, see --port")
 
 
 def test_open_files(config, monkeypatch):

@@ -95,7 +95,9 @@ def check_batches(config: DictConfig) -> Iterator[Finding]:
             "Set both to the same",
         )
     fetched = data.get("gen_batch_size")
-    if fetched and config.trainer.v1.trainer_mode == "sync" and data.train_batch_size % fetched:
+    # verl fetches single prompts where it may have to refill.
+    fetches_batches = config.trainer.v1.trainer_mode == "sync" and not config.algorithm.filter_groups.enable
+    if fetched and fetches_batches and data.train_batch_size % fetched:
         yield failed(
             f"data.train_batch_size={data.train_batch_size} is not a multiple of data.gen_batch_size={fetched}: verl "
             "stops in the first step",
@@ -136,13 +138,18 @@ def check_batches(config: DictConfig) -> Iterator[Finding]:
             "an optimiser step",
         )
     if data.train_batch_size % actor.ppo_mini_batch_size:
-        missing = -data.train_batch_size % actor.ppo_mini_batch_size
-        yield warning(
+        found = (
             f"data.train_batch_size={data.train_batch_size} is not a multiple of ppo_mini_batch_size="
-            f"{actor.ppo_mini_batch_size}: verl fills the last mini-batch with {missing * rollout.n} empty responses, "
-            "and so that step learns less",
-            "Make it a multiple",
+            f"{actor.ppo_mini_batch_size}"
         )
+        missing = -data.train_batch_size % actor.ppo_mini_batch_size * rollout.n
+        if config.trainer.use_v1:
+            yield warning(
+                f"{found}: verl fills the last mini-batch with {missing} empty responses, and so that step learns less",
+                "Make it a multiple",
+            )
+        else:
+            yield failed(f"{found}: the older trainer stops at the first update", "Make it a multiple")
 
 
 def _check_micro(key: str, whole: int | None, per_gpu: int | None, rows: int, of: str) -> Iterator[Finding]:

@@ -308,18 +308,21 @@ def check_memory(config: DictConfig) -> Iterator[Finding]:
 
 def check_ports(config: DictConfig) -> Iterator[Finding]:
     """Find Ray's default ports in use by somebody else, which `ray start --head` would stumble over."""
+    if joined_cluster(config, os.environ) is not None:
+        return  # they are in use by that cluster
     for port, what in RAY_PORTS.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("", port))
+                continue
             except OSError:
-                yield warning(
-                    f"port {port} ({what.partition(',')[0]}) is in use by {_listener(port)}",
-                    f"`ray start --head` needs another one, see{what.partition(',')[2]}; a run that starts Ray by "
-                    "itself "
-                    "finds free ports",
-                )
+                name, _comma, option = what.partition(", ")
+        taken = f"port {port} ({name}) is in use by {_listener(port)}"
+        if config.trainer.nnodes > 1:
+            yield warning(taken, f"`ray start --head` needs another one, see {option}")
+        else:
+            yield ok(f"{taken}; Ray finds a free one when the run starts it")
 
 
 def _listener(port: int) -> str:
