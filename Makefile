@@ -1,5 +1,6 @@
 # make quickstart   set up, then train a tiny policy with CFPO and draw the run (SEED=1 for another seed)
 # make test         set up, then lint, type-check and test
+# make compat       check all that we use of verl against the newest one on the registry
 SHELL := bash
 PYTHON ?= python3.11
 SEED ?= 0
@@ -9,7 +10,7 @@ SMOLLM2 := $(VENV)/.smollm2
 # Every command below is the virtual environment's own.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help quickstart test lint test-fast setup clean
+.PHONY: help quickstart test lint test-fast compat setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +30,11 @@ lint: setup
 	ruff check .
 	ruff format --check .
 	mypy
+
+# Without dependencies and in a folder of its own: the environment stays as it is.
+compat: setup
+	python -m pip install --quiet --no-deps --upgrade --target build/verl-newest verl
+	python -m cfpo_verl.compat build/verl-newest
 
 setup: $(STAMP)
 

@@ -24,15 +24,38 @@ def _fail(command: str, error: Exception) -> NoReturn:
     raise SystemExit(2)
 
 
+def _check_antlr(command: str) -> None:
+    """Before anything imports Hydra, which fails with a wrong antlr in a way that nobody can read."""
+    from cfpo_verl.compat import UnsupportedAntlrError, check_antlr_version
+
+    try:
+        check_antlr_version()
+    except UnsupportedAntlrError as error:
+        _fail(command, error)
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
 )
 def train(context: typer.Context) -> None:
     """Train a policy: cfpo-verl train experiment=NAME [KEY=VALUE ...]. See cfpo-verl train --help."""
+    _check_antlr("train")
     from cfpo_verl import train as training
 
     raise SystemExit(training.main(context.args))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def doctor(context: typer.Context) -> None:
+    """Check a run and start nothing: cfpo-verl doctor experiment=NAME [KEY=VALUE ...]. See cfpo-verl doctor --help."""
+    _check_antlr("doctor")
+    from cfpo_verl.doctor import command
+
+    raise SystemExit(command.main(context.args))
 
 
 @app.command(

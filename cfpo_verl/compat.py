@@ -1,14 +1,35 @@
-"""Which versions of verl are accepted."""
+"""Which versions are accepted, and every attribute of verl and vLLM that this project touches.
 
-from importlib.metadata import version
+python -m cfpo_verl.compat            check the installed ones
+python -m cfpo_verl.compat FOLDER     compare them with the verl in a folder (see `make compat`)
+"""
+
+import argparse
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
 SUPPORTED_VERL = SpecifierSet(">=0.9.1,<0.10")
+# Hydra 1.3 and OmegaConf 2.3 ship parsers that only the 4.9 runtime can read.
+SUPPORTED_ANTLR = SpecifierSet("==4.9.*")
 
 
 class UnsupportedVerlError(ImportError):
     """The installed verl is outside the range this package is tested on."""
+
+
+class UnsupportedAntlrError(ImportError):
+    """Hydra cannot be imported with the installed antlr4-python3-runtime."""
 
 
 def check_verl_version(installed: str | None = None) -> str:
@@ -28,3 +49,271 @@ def check_verl_version(installed: str | None = None) -> str:
             f"Install one with: pip install 'verl{SUPPORTED_VERL}'"
         )
     return installed
+
+
+def check_antlr_version() -> None:
+    """Say which antlr runtime Hydra needs, before Hydra is imported: with another one that import fails.
+
+    Raises:
+        UnsupportedAntlrError: If it is missing or outside `SUPPORTED_ANTLR`.
+    """
+    try:
+        installed = version("antlr4-python3-runtime")
+    except PackageNotFoundError:
+        installed = "not installed"
+    if installed == "not installed" or not SUPPORTED_ANTLR.contains(installed):
+        raise UnsupportedAntlrError(
+            f"antlr4-python3-runtime is {installed}, and Hydra's parser needs {SUPPORTED_ANTLR}. "
+            "pip install 'antlr4-python3-runtime==4.9.3'; packages that pin another one, such as "
+            "math-verify[antlr4_13_2], cannot be in the same environment"
+        )
+
+
+@dataclass(frozen=True)
+class Use:
+    """Something of another package that this project relies on.
+
+    Args:
+        module: Where it is.
+        attribute: Its dotted name in the module; "" for a word in the module's source.
+        where: Our module that uses it.
+        why: What for.
+        parameters: Names that we pass by keyword, or fields that we read of a dataclass.
+        word: What the module's source must mention, for what has no name in Python.
+    """
+
+    module: str
+    attribute: str
+    where: str
+    why: str
+    parameters: tuple[str, ...] = ()
+    word: str = ""
+
+    @property
+    def key(self) -> str:
+        """The use in one line."""
+        return f"{self.module}.{self.attribute}" if self.attribute else f"{self.module} mentions {self.word}"
+
+
+_CORE = "verl.trainer.ppo.core_algos"
+_CONFIG = "verl.workers.config"
+_PLATFORM = "verl.plugin.platform"
+USES = (
+    Use(_CORE, "POLICY_LOSS_REGISTRY", "plugin", "to refuse a name that verl has already"),
+    Use(_CORE, "ADV_ESTIMATOR_REGISTRY", "doctor.environment", "to see what a fresh process has"),
+    Use(_CORE, "register_policy_loss", "plugin", "adds the losses", ("name",)),
+    Use(_CORE, "register_adv_est", "plugin", "adds the estimators", ("name_or_enum",)),
+    Use(
+        _CORE,
+        "agg_loss",
+        "plugin",
+        "aggregates token losses; global_batch_info holds the last four",
+        (
+            "loss_mat",
+            "loss_mask",
+            "loss_agg_mode",
+            "dp_size",
+            "batch_num_tokens",
+            "global_batch_size",
+            "loss_scale_factor",
+        ),
+    ),
+    Use(
+        _CONFIG,
+        "ActorConfig",
+        "plugin, config",
+        "the loss reads its options from it",
+        (
+            "policy_loss",
+            "global_batch_info",
+            "loss_agg_mode",
+            "loss_scale_factor",
+            "clip_ratio",
+            "clip_ratio_low",
+            "clip_ratio_high",
+        ),
+    ),
+    Use(_CONFIG, "PolicyLossConfig", "config", "base of our typed options", ("loss_mode",)),
+    Use("verl", "", "plugin", "loads entry points of this group", word="verl.plugins"),
+    Use("verl", "", "doctor.environment", "chooses the plugins to load", word="VERL_USE_EXTERNAL_PLUGINS"),
+    Use("verl", "", "doctor.environment", "loads modules by name", word="VERL_USE_EXTERNAL_MODULES"),
+    Use("verl.trainer.main_ppo", "main.__wrapped__", "train", "the trainer inside verl's Hydra decorator", ("config",)),
+    Use("verl.utils.tracking", "", "train", "path of the metrics file", word="VERL_FILE_LOGGER_PATH"),
+    Use("verl.utils.tracking", "Tracking.supported_backend", "doctor.tracking", "the loggers that verl has"),
+    Use(
+        "verl.utils.config",
+        "validate_config",
+        "doctor.algorithm",
+        "verl's own rules",
+        ("config", "use_reference_policy", "use_critic"),
+    ),
+    Use("verl.utils.config", "omega_conf_to_dataclass", "doctor.algorithm", "builds typed configs", ("config",)),
+    Use("verl.trainer.ppo.utils", "need_critic", "doctor.algorithm", "argument of verl's rules", ("config",)),
+    Use("verl.trainer.ppo.utils", "need_reference_policy", "doctor.algorithm", "argument of verl's rules", ("config",)),
+    Use(
+        "verl.trainer.ppo.reward",
+        "get_custom_reward_fn",
+        "doctor.data",
+        "loads the reward as a worker does",
+        ("config",),
+    ),
+    Use(
+        "verl.utils.reward_score",
+        "default_compute_score",
+        "doctor.data",
+        "whether verl has a reward for a data source",
+        ("data_source", "solution_str", "ground_truth"),
+    ),
+    Use(
+        "verl.single_controller.ray",
+        "ResourcePoolManager",
+        "doctor.machine",
+        "CPUs that each GPU of a pool holds",
+        ("resource_pool_spec", "max_colocate_count"),
+    ),
+    Use(_PLATFORM, "PlatformBase", "cpu.platform", "base of the CPU platform"),
+    Use(_PLATFORM, "PlatformRegistry.register", "cpu.platform", "adds the CPU platform", ("platform",)),
+    Use(f"{_PLATFORM}.platform_manager", "", "cpu", "selects the platform", word="VERL_PLATFORM"),
+    Use("verl.workers.engine.base", "", "cpu", "selects the engine's device", word="VERL_ENGINE_DEVICE"),
+    Use(
+        "verl.utils.distributed",
+        "initialize_global_process_group_ray",
+        "cpu.verl_shims",
+        "replaced on a CPU",
+        ("timeout_second", "backend"),
+    ),
+    Use(
+        "verl.trainer.ppo.v1.replay_buffer",
+        "ReplayBuffer",
+        "cpu.replay_buffer",
+        "looked at more often on a CPU",
+        ("poll_interval",),
+    ),
+    Use(
+        "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer",
+        "BucketedWeightReceiver.receive_weights",
+        "cpu.vllm_shims",
+        "its callback gets copies on a CPU",
+        ("on_bucket_received",),
+    ),
+    Use("verl.third_party.vllm", "", "cpu.vllm_metadata", "asks for the version of vllm", word='package_name = "vllm"'),
+    Use(
+        "vllm.model_executor.layers.utils",
+        "dispatch_cpu_unquantized_gemm",
+        "cpu.vllm_shims",
+        "replaced on a CPU, where it drops the weights",
+        ("layer", "remove_weight"),
+    ),
+    Use("vllm.plugins", "", "cpu.vllm_shims", "loads entry points of this group", word="vllm.general_plugins"),
+)
+
+
+def describe(use: Use) -> str:
+    """Return the signature or the type of what is used.
+
+    Raises:
+        LookupError: If it is not there, or lacks one of the parameters.
+    """
+    if not use.attribute:
+        try:
+            spec = find_spec(use.module)
+        except ImportError:  # its parent package is gone
+            spec = None
+        if spec is None or spec.origin is None or use.word not in Path(spec.origin).read_text():
+            raise LookupError(f"{use.key}: it does not")
+        return "mentioned"
+    try:
+        value = importlib.import_module(use.module)
+        for name in use.attribute.split("."):
+            value = getattr(value, name)
+    except Exception as error:  # importing another version may fail in any way
+        raise LookupError(f"{use.key}: {error}") from error
+    if not callable(value):
+        return type(value).__name__
+    signature = inspect.signature(value)
+    takes_any = any(it.kind is it.VAR_KEYWORD for it in signature.parameters.values())
+    lacking = [name for name in use.parameters if name not in signature.parameters and not takes_any]
+    if lacking:
+        raise LookupError(f"{use.key}: no parameter {', '.join(lacking)} in {signature}")
+    # Without defaults and annotations, whose text changes with Python.
+    return f"({', '.join(signature.parameters)})"
+
+
+def describe_all(uses: Iterable[Use] = USES) -> tuple[dict[str, str], list[str]]:
+    """Describe what is there, and say what is not."""
+    from cfpo_verl.cpu import vllm_metadata
+
+    vllm_metadata.install()  # verl's modules for vLLM refuse to be imported without a distribution of that name
+    described, missing = {}, []
+    for use in uses:
+        try:
+            described[use.key] = describe(use)
+        except LookupError as error:
+            missing.append(f"{error} (used by cfpo_verl.{use.where}: {use.why})")
+    return described, missing
+
+
+def _compose_all() -> list[str]:
+    """Compose every shipped experiment with the verl that is found, and return what fails."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from cfpo_verl import config_groups, train  # noqa: F401 - registers the resolver of the primary config
+
+    problems = []
+    for experiment in config_groups.names("experiment"):
+        try:
+            with hydra.initialize_config_module("cfpo_verl.hydra_configs", version_base=None):
+                OmegaConf.to_container(hydra.compose("train", overrides=[f"experiment={experiment}"]), resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.append(f"experiment={experiment} does not compose: {error}")
+    return problems
+
+
+def _described_by_subprocess(folder: str | None) -> dict[str, object]:
+    """Describe all uses in a fresh process, with a folder first on its path."""
+    env = {**os.environ, "VERL_USE_EXTERNAL_PLUGINS": "none"}  # ours would refuse another version
+    if folder is not None:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(folder).absolute()), env.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "cfpo_verl.compat", "--json"]
+    answer = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    lines = [line for line in answer.stdout.splitlines() if line.startswith('{"verl"')]
+    if not lines:
+        raise RuntimeError(f"the check itself failed:\n{answer.stderr}")
+    return dict(json.loads(lines[-1]))
+
+
+def compare(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Say which signatures differ of what both have."""
+    return [f"{key} was {before[key]}, is {after[key]}" for key in before if key in after and before[key] != after[key]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check all uses and return the exit status: 1 if something is gone."""
+    parser = argparse.ArgumentParser(prog="python -m cfpo_verl.compat", description=__doc__)
+    parser.add_argument(
+        "folder", nargs="?", help="folder with another verl: pip install --no-deps --target FOLDER verl"
+    )
+    parser.add_argument("--json", action="store_true", help="print what is found, for comparison")
+    options = parser.parse_args(arguments)
+    if options.json:
+        described, missing = describe_all()
+        print(json.dumps({"verl": version("verl"), "uses": described, "missing": [*missing, *_compose_all()]}))
+        return 1 if missing else 0
+    found = [_described_by_subprocess(folder) for folder in dict.fromkeys((None, options.folder))]
+    last = found[-1]
+    missing, described = list(last["missing"]), dict(last["uses"])  # type: ignore[call-overload]
+    print(f"verl {last['verl']}: {len(described)} of {len(USES)} uses are there")
+    for line in missing:
+        print(f"gone: {line}")
+    if len(found) > 1:
+        print(f"against verl {found[0]['verl']}:")
+        for line in compare(dict(found[0]["uses"]), described) or ["nothing changed"]:  # type: ignore[call-overload]
+            print(f"  {line}")
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -14,20 +14,22 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from cfpo_verl import config_groups, preflight, run_dir
+from cfpo_verl import config_groups, doctor, run_dir
+from cfpo_verl.doctor import report
 from cfpo_verl.processes import ending_what_it_starts
 from cfpo_verl.progress import following
 
 HELP = """\
-usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--cfg job]
+usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--dry-run] [--cfg job]
 
-Check a run, then train it with verl's own trainer. Problems with the data, the model folder, the run
-folder, the loss and what verl itself validates are reported before Ray starts.
+Check a run, then train it with verl's own trainer. What `cfpo-verl doctor` finds wrong is reported
+before Ray starts.
 
   experiment=NAME    one of: {experiments}
   policy_loss=NAME   one of: {policy_losses}
   run_dir=DIR        folder of the run (default: runs/<trainer.experiment_name>)
   KEY=VALUE          any key of verl's config, see --cfg job
+  --dry-run          print the resolved config and the table of `cfpo-verl doctor`, start nothing
   --cfg job          print the composed config and exit
   --hydra-help       Hydra's own flags
 
@@ -53,6 +55,15 @@ def _verl_config_dir() -> str:
 OmegaConf.register_new_resolver("verl_config_dir", _verl_config_dir, replace=True)
 
 
+class RefusedError(ValueError):
+    """A run would fail or train the wrong thing; the message lists every failure that was found."""
+
+    def __init__(self, findings: list[doctor.Finding]) -> None:
+        """Keep the findings, one for each line of the message."""
+        self.findings = findings
+        super().__init__("\n".join(map(str, findings)))
+
+
 class TrainingError(RuntimeError):
     """verl's trainer failed; the message has its last words and the path of the log."""
 
@@ -61,14 +72,17 @@ def train(config: DictConfig) -> None:
     """Check the config and run verl's trainer with it.
 
     Raises:
-        PreflightError: Before Ray starts, with every problem that was found.
+        RefusedError: Before Ray starts, with every failure that was found.
         TrainingError: If verl's trainer fails.
     """
     # Before verl is imported anywhere in this process: it settles its platform then.
-    os.environ.update(preflight.worker_env(config))
-    preflight.check(config)
-    for warning in preflight.warnings(config):
-        print(f"cfpo-verl: warning: {warning}", file=sys.stderr)
+    os.environ.update(doctor.worker_env(config))
+    findings = doctor.examine(config)
+    if doctor.failures(findings):
+        raise RefusedError(doctor.failures(findings))
+    for finding in findings:
+        if finding.status == "warning":
+            print(f"cfpo-verl: warning: {finding}", file=sys.stderr)
 
     folder = Path(config.run_dir).absolute()
     attempt = run_dir.next_attempt(folder)
@@ -110,14 +124,23 @@ def train(config: DictConfig) -> None:
             ) from error
 
 
-def _explain(message: str) -> str:
+def compose(overrides: list[str]) -> DictConfig:
+    """Compose the config of a run, as Hydra does for `cfpo-verl train`.
+
+    Raises:
+        HydraException: If an override does not fit.
+    """
+    with hydra.initialize_config_module("cfpo_verl.hydra_configs", version_base=None):
+        return hydra.compose("train", overrides=overrides)
+
+
+def explain(message: str, overrides: list[str]) -> str:
     """Replace Hydra's advice to add a key that it does not know by the existing keys it resembles, if any."""
     refused = re.search(r"Could not override '([^']+)'", message)
-    experiment = [argument for argument in sys.argv[1:] if argument.startswith("experiment=")]
+    experiment = [override for override in overrides if override.startswith("experiment=")]
     if refused is None or not experiment:
         return message
-    with hydra.initialize_config_module("cfpo_verl.hydra_configs", version_base=None):
-        config = hydra.compose("train", overrides=experiment)
+    config = compose(experiment)
 
     def keys(node: object, prefix: str) -> list[str]:
         if not isinstance(node, dict):
@@ -133,10 +156,10 @@ def _explain(message: str) -> str:
 def _hydra_main(config: DictConfig) -> None:
     try:
         train(config)
-    except preflight.PreflightError as error:
+    except RefusedError as error:
         # Not left to Hydra, which would add a line of its own.
-        for problem in error.problems:
-            print(f"cfpo-verl train: {problem}", file=sys.stderr)
+        for finding in error.findings:
+            print(f"cfpo-verl train: {finding}", file=sys.stderr)
         raise SystemExit(_refused()) from None
     except TrainingError as error:
         print(f"cfpo-verl train: {error}", file=sys.stderr)
@@ -146,6 +169,16 @@ def _hydra_main(config: DictConfig) -> None:
 def _refused() -> int:
     print("Nothing was started.", file=sys.stderr)
     return 2
+
+
+def _dry_run(overrides: list[str]) -> int:
+    """Print the resolved config and what the checks find."""
+    config = compose(overrides)
+    os.environ.update(doctor.worker_env(config))
+    print(OmegaConf.to_yaml(config, resolve=True))
+    findings = doctor.examine(config)
+    report.print_table(findings, sys.stdout)
+    return _refused() if doctor.failures(findings) else 0
 
 
 def main(arguments: list[str]) -> int:
@@ -158,9 +191,11 @@ def main(arguments: list[str]) -> int:
     # Hydra then raises its errors instead of printing them and exiting, so that they look like all others.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        if "--dry-run" in arguments:
+            return _dry_run([argument for argument in arguments if argument != "--dry-run"])
         _hydra_main()
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"cfpo-verl train: {_explain(str(error))}", file=sys.stderr)
+        print(f"cfpo-verl train: {explain(str(error), arguments)}", file=sys.stderr)
         return _refused()
     except KeyboardInterrupt:
         print("cfpo-verl train: interrupted; everything it had started is ended", file=sys.stderr)

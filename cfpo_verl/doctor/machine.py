@@ -1,0 +1,366 @@
+"""Checks of this machine: folders, disk, CPUs, GPUs, ports and limits, and which Ray cluster a run would join."""
+
+import os
+import re
+import resource
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import psutil
+from omegaconf import DictConfig, OmegaConf
+
+from cfpo_verl.doctor.batches import has_lora
+from cfpo_verl.doctor.environment import worker_env
+from cfpo_verl.doctor.finding import Finding, failed, ok, warning
+from cfpo_verl.doctor.model import count_parameters, local_folder, model_path
+
+# What Ray listens on after `ray start --head`, without options of its own.
+RAY_PORTS = {6379: "GCS, --port", 8265: "dashboard, --dashboard-port", 10001: "client server, --ray-client-server-port"}
+# Below it Ray itself warns of connection errors; it raises the soft limit to the hard one by itself.
+LEAST_OPEN_FILES = 8192
+# Ray puts sockets below its temporary folder, and refuses to start if their paths are longer than Linux allows.
+_LONGEST_SOCKET = 107
+_SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+# CPUs of a bundle of verl's placement groups: max_colocate_count of ResourcePoolManager, and of standalone replicas.
+CPUS_PER_GPU, CPUS_PER_STANDALONE_GPU = 3, 2
+
+
+def nearest_folder(path: str) -> Path:
+    """Return a path, or the nearest one above it that exists."""
+    nearest = Path(path).absolute()
+    # os.path answers False where Path would raise, for example without permission to look.
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    return nearest
+
+
+def check_run_dir(config: DictConfig) -> Iterator[Finding]:
+    """Check that the run folder, or the nearest folder above it that exists, can be written to."""
+    if not config.run_dir:
+        yield failed("run_dir is not set", "Choose a folder with run_dir=PATH")
+        return
+    nearest = nearest_folder(config.run_dir)
+    if os.path.isfile(nearest):
+        yield failed(f"run_dir: {nearest} is a file, not a folder", "Choose another one with run_dir=PATH")
+        return
+    try:
+        # Tried, not asked: permissions do not tell of read-only file systems, and root has all of them.
+        with TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        yield failed(f"run_dir: {nearest} is not writable ({error.strerror})", "Choose another one with run_dir=PATH")
+
+
+def check_checkpoints(config: DictConfig) -> Iterator[Finding]:
+    """Check that checkpoints are written, and say from which step a run would go on."""
+    trainer, actor = config.trainer, config.actor_rollout_ref.actor
+    if trainer.save_freq > 0 and actor.checkpoint.async_save and actor.strategy != "megatron":
+        yield failed(
+            f"actor_rollout_ref.actor.checkpoint.async_save=true with strategy={actor.strategy}: only Megatron "
+            "saves in "
+            "the background; the file that names the last checkpoint is never written, and a resumed run restarts "
+            "from 0",
+            "Set actor_rollout_ref.actor.checkpoint.async_save=false",
+        )
+    if trainer.save_freq <= 0 and trainer.device != "cpu":
+        yield warning(
+            f"trainer.save_freq={trainer.save_freq}: no checkpoint is written, so a run that is stopped begins again, "
+            "and one that ends leaves no model",
+            "Set trainer.save_freq to a number of steps",
+        )
+    yield from _check_resume(config)
+
+
+def _check_resume(config: DictConfig) -> Iterator[Finding]:
+    """Say from which checkpoint verl would resume, by its own rules."""
+    trainer = config.trainer
+    if trainer.resume_mode == "disable":
+        return
+    if trainer.resume_mode == "resume_path":
+        path = str(trainer.resume_from_path)
+        if "global_step_" not in path or not os.path.isdir(path):
+            yield failed(
+                f"trainer.resume_from_path={path} is not a folder global_step_<N>",
+                "Give one of trainer.default_local_dir, or set trainer.resume_mode=auto",
+            )
+        return
+    if trainer.resume_mode != "auto":
+        yield failed(
+            f"trainer.resume_mode={trainer.resume_mode} is not known: verl would go on with no checkpoint to load",
+            "Choose one of: auto, disable, resume_path",
+        )
+        return
+    folder = Path(str(trainer.default_local_dir))
+    tracker = folder / "latest_checkpointed_iteration.txt"
+    saved = [int(match[1]) for path in folder.glob("global_step_*") if (match := re.search(r"_(\d+)$", path.name))]
+    if tracker.is_file() and tracker.read_text().strip().isdigit():
+        step = int(tracker.read_text())
+        if step not in saved:
+            yield failed(
+                f"{tracker} names step {step}, but there is no global_step_{step} beside it: verl would start from 0",
+                "Write the number of a checkpoint that is there into that file, or remove it to start anew",
+            )
+        elif trainer.total_training_steps is not None and step >= trainer.total_training_steps:
+            yield warning(
+                f"the run would resume from step {step} and "
+                f"trainer.total_training_steps={trainer.total_training_steps}: "
+                "nothing is left to train",
+                "Raise trainer.total_training_steps, or choose another run_dir",
+            )
+        else:
+            yield ok(f"resumes from step {step} in {folder}")
+    elif saved:
+        yield failed(
+            f"{folder} has checkpoints up to step {max(saved)} but no {tracker.name}, so verl would start from 0 and "
+            "write over them",
+            f"echo {max(saved)} > {tracker} if that checkpoint is whole, or choose another run_dir",
+        )
+
+
+def checkpoint_gb(config: DictConfig, parameters: int) -> float:
+    """Estimate the size of one checkpoint of the actor, in GB (10^9 bytes).
+
+    An estimate of ours: weights in the engine's dtype, two float32 moments of Adam for each parameter that is trained
+    (and float32 weights with Megatron, which trains in mixed precision), and the Hugging Face copy in 2 bytes.
+
+    Args:
+        config: The whole config.
+        parameters: Of the model.
+    """
+    actor = config.actor_rollout_ref.actor
+    contents = actor.checkpoint.save_contents
+    is_megatron = actor.strategy == "megatron"
+    weights = 2 if is_megatron or (actor.get("fsdp_config") or {}).get("model_dtype") != "fp32" else 4
+    bytes_per_parameter = 0
+    if "model" in contents:
+        bytes_per_parameter += weights
+    if "optimizer" in contents and not has_lora(config):
+        bytes_per_parameter += 12 if is_megatron else 8
+    if "hf_model" in contents:
+        bytes_per_parameter += 2
+    return parameters * bytes_per_parameter / 1e9
+
+
+def check_disk(config: DictConfig) -> Iterator[Finding]:
+    """Check that the checkpoints that are kept at a time find room."""
+    trainer = config.trainer
+    folder = local_folder(model_path(config))
+    parameters = count_parameters(folder) if folder else None
+    free_gb = shutil.disk_usage(nearest_folder(str(trainer.default_local_dir))).free / 1e9
+    if trainer.save_freq <= 0 or parameters is None:
+        yield ok(f"{free_gb:,.1f} GB free")
+        return
+    one_gb, kept = checkpoint_gb(config, parameters), trainer.max_actor_ckpt_to_keep
+    if kept is not None:
+        kept = max(kept, 2)  # verl removes an only one after the next is written
+    elif trainer.total_training_steps is not None:
+        kept = -(-trainer.total_training_steps // trainer.save_freq)
+    what = f"a checkpoint takes about {one_gb:,.1f} GB, {free_gb:,.1f} GB are free in {trainer.default_local_dir}"
+    way_out = "Set trainer.max_actor_ckpt_to_keep=2, a larger trainer.save_freq, or a run_dir with more room"
+    if one_gb * (kept or 1) > free_gb:
+        yield failed(f"{what}, and {kept or 1} are kept", way_out)
+    elif kept is None:
+        yield warning(f"{what}, and all are kept (trainer.max_actor_ckpt_to_keep is not set)", way_out)
+    else:
+        yield ok(f"{what}, {kept} are kept")
+
+
+def joined_cluster(config: DictConfig, env: Mapping[str, str]) -> str | None:
+    """Return the address of the Ray cluster that verl's ray.init would join, None if it would start one here.
+
+    Args:
+        config: The whole config.
+        env: The environment of the driver.
+    """
+    address = OmegaConf.select(config, "ray_kwargs.ray_init.address") or env.get("RAY_ADDRESS")
+    if address == "local":
+        return None
+    if address and address != "auto":
+        return str(address)
+    # Where `ray start` on this machine leaves the address; ray.init joins that cluster without being asked.
+    file = Path(env.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")
+    return file.read_text().strip() if file.is_file() else None
+
+
+def check_ray(config: DictConfig) -> Iterator[Finding]:
+    """Check that Ray will start, or join the cluster that is meant."""
+    cluster, ray_init = joined_cluster(config, os.environ), config.ray_kwargs.ray_init
+    if cluster is None:
+        folder = os.environ.get("RAY_TMPDIR") or "/tmp"
+        length = len(os.path.join(folder, _SOCKET))
+        if length > _LONGEST_SOCKET:
+            yield failed(
+                f"RAY_TMPDIR={folder}: the sockets of Ray would have paths of {length} characters, and Linux allows "
+                f"{_LONGEST_SOCKET}",
+                "Set RAY_TMPDIR to a shorter path on this machine, such as /tmp",
+            )
+        if config.trainer.nnodes > 1:
+            yield failed(
+                f"trainer.nnodes={config.trainer.nnodes}, but no Ray cluster is running here to be joined: Ray would "
+                "start on this machine alone, and the run wait for the others",
+                "Start one with `ray start` on every node, then set RAY_ADDRESS",
+            )
+        else:
+            yield ok("Ray will be started on this machine")
+        return
+    counts = [key for key in ("num_cpus", "num_gpus") if ray_init.get(key) is not None]
+    if counts:
+        yield failed(
+            f"a Ray cluster is joined ({cluster}), and ray_kwargs.ray_init sets {' and '.join(counts)}, which ray.init "
+            "refuses then",
+            "Unset them (=null); or, to start Ray on this machine: +ray_kwargs.ray_init.address=local",
+        )
+    elif not OmegaConf.select(config, "ray_kwargs.ray_init.address") and not os.environ.get("RAY_ADDRESS"):
+        yield warning(
+            f"a Ray cluster was started on this machine ({cluster}), and the run will join it",
+            "If that is not meant: `ray stop`, or +ray_kwargs.ray_init.address=local",
+        )
+    else:
+        yield ok(f"the run joins the Ray cluster at {cluster}; `cfpo-verl doctor --ray` looks at its nodes")
+
+
+def gpus_needed(config: DictConfig) -> int:
+    """Count the GPUs of all of a run's resource pools."""
+    trainer, reward, rollout = config.trainer, config.reward.reward_model, config.actor_rollout_ref.rollout
+    needed = trainer.nnodes * trainer.n_gpus_per_node
+    if reward.enable and reward.enable_resource_pool:
+        needed += reward.nnodes * reward.n_gpus_per_node
+    if config.distillation.enabled:
+        needed += config.distillation.nnodes * config.distillation.n_gpus_per_node
+    return needed + _standalone_gpus(config, rollout)
+
+
+def _standalone_gpus(config: DictConfig, rollout: DictConfig) -> int:
+    separate = config.trainer.use_v1 and config.trainer.v1.trainer_mode == "separate_async"
+    return rollout.nnodes * rollout.n_gpus_per_node if separate else 0
+
+
+def cpus_needed(config: DictConfig) -> int:
+    """Count the logical CPUs that a run holds, and one more.
+
+    Ray gives an actor that says so a CPU for its whole life: TransferQueue's controller and storage units, and each GPU
+    of verl's placement groups. All others (task runner, agent loops, reward workers, rollout servers) hold none, but
+    each needs a free one when it is placed.
+    """
+    held = 0
+    if config.trainer.use_v1 or config.transfer_queue.enable:
+        held += 1
+        if config.transfer_queue.backend.storage_backend == "SimpleStorage":
+            held += config.transfer_queue.backend.SimpleStorage.num_data_storage_units
+    standalone = _standalone_gpus(config, config.actor_rollout_ref.rollout)
+    held += CPUS_PER_GPU * (gpus_needed(config) - standalone) + CPUS_PER_STANDALONE_GPU * standalone
+    return held + 1
+
+
+def check_cpus(config: DictConfig) -> Iterator[Finding]:
+    """Check that Ray has a logical CPU for every actor: those it cannot place wait for ever, without a word."""
+    if joined_cluster(config, os.environ) is not None:
+        yield ok("the Ray cluster decides; `cfpo-verl doctor --ray` counts its CPUs")
+        return
+    from ray._private.utils import get_num_cpus  # what ray.init counts, limits of a container included
+
+    needed, asked = cpus_needed(config), config.ray_kwargs.ray_init.get("num_cpus")
+    available = int(get_num_cpus()) if asked is None else asked
+    if available < needed:
+        units = config.transfer_queue.backend.SimpleStorage.num_data_storage_units
+        yield failed(
+            f"the run's actors need {needed} logical CPUs (TransferQueue 1 + {units} storage units, "
+            f"{CPUS_PER_GPU} for each GPU, 1 to place the others), and Ray will have {available}: the run would hang "
+            "without a word",
+            f"Set ray_kwargs.ray_init.num_cpus={needed} (logical, more than there are is right), or fewer "
+            "transfer_queue.backend.SimpleStorage.num_data_storage_units",
+        )
+    else:
+        yield ok(f"{needed} logical CPUs needed, {available} there")
+
+
+def check_memory(config: DictConfig) -> Iterator[Finding]:
+    """Check that there are as many GPUs as the run takes.
+
+    THE PLACE FOR THE ESTIMATE OF MEMORY: so far the GPUs are counted and nothing else.
+    """
+    if joined_cluster(config, os.environ) is not None:
+        yield ok("the Ray cluster decides; `cfpo-verl doctor --ray` counts its GPUs")
+        return
+    needed, asked = gpus_needed(config), config.ray_kwargs.ray_init.get("num_gpus")
+    if asked is not None:
+        available = asked
+    elif config.trainer.device == "cuda":
+        import torch
+
+        available = torch.cuda.device_count()
+    else:
+        yield ok(f"{needed} devices needed, not counted for trainer.device={config.trainer.device}")
+        return
+    # Several nodes without a cluster is a failure of its own, in check_ray.
+    if available < needed and config.trainer.nnodes == 1:
+        yield failed(
+            f"the run takes {needed} GPUs, and {'Ray is given' if asked is not None else 'this machine has'} "
+            f"{available}",
+            "Set trainer.n_gpus_per_node, or run it where they are (`cfpo-verl doctor --elsewhere` leaves this out)",
+        )
+    else:
+        yield ok(f"{needed} GPUs needed, {available} there")
+
+
+def check_ports(config: DictConfig) -> Iterator[Finding]:
+    """Find Ray's default ports in use by somebody else, which `ray start --head` would stumble over."""
+    if joined_cluster(config, os.environ) is not None:
+        return  # they are in use by that cluster
+    for port, what in RAY_PORTS.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+                continue
+            except OSError:
+                name, _comma, option = what.partition(", ")
+        taken = f"port {port} ({name}) is in use by {_listener(port)}"
+        if config.trainer.nnodes > 1:
+            yield warning(taken, f"`ray start --head` needs another one, see {option}")
+        else:
+            yield ok(f"{taken}; Ray finds a free one when the run starts it")
+
+
+def _listener(port: int) -> str:
+    try:
+        listening = [it for it in psutil.net_connections("tcp") if it.laddr and it.laddr.port == port and it.pid]
+        return f"{psutil.Process(listening[0].pid).name()} (pid {listening[0].pid})" if listening else "another process"
+    except psutil.Error:
+        return "another process"
+
+
+def check_limits(config: DictConfig) -> Iterator[Finding]:
+    """Check how many files a process may open: every connection between Ray's processes is one."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < LEAST_OPEN_FILES:
+        yield warning(
+            f"ulimit -Hn is {hard}: Ray wants at least {LEAST_OPEN_FILES} open files, and large runs 65535",
+            "Raise nofile in /etc/security/limits.conf, or ask the site; in a container: --ulimit nofile=65535",
+        )
+
+
+def check_visible_devices(config: DictConfig) -> Iterator[Finding]:
+    """Check the variables that choose devices, by verl's own rules in each worker."""
+    yield from judge_visible_devices(worker_env(config))
+
+
+def judge_visible_devices(env: Mapping[str, str]) -> Iterator[Finding]:
+    """Say which variables of an environment disagree about the devices."""
+    cuda, hip, rocr = (env.get(f"{name}_VISIBLE_DEVICES") for name in ("CUDA", "HIP", "ROCR"))
+    if hip and cuda and hip != cuda:
+        yield failed(
+            f"HIP_VISIBLE_DEVICES={hip} and CUDA_VISIBLE_DEVICES={cuda} differ, which verl's workers refuse",
+            "unset HIP_VISIBLE_DEVICES (on NVIDIA), or give both the same value",
+        )
+    if rocr and (cuda or hip):
+        yield failed(
+            f"ROCR_VISIBLE_DEVICES={rocr} is set along with {'CUDA' if cuda else 'HIP'}_VISIBLE_DEVICES, which verl's "
+            "workers refuse",
+            "unset ROCR_VISIBLE_DEVICES",
+        )
+    elif rocr or (hip and not cuda):
+        yield ok(f"devices are chosen by {'ROCR' if rocr else 'HIP'}_VISIBLE_DEVICES, which is for AMD")

@@ -1,0 +1,38 @@
+"""Findings for people and for programs."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cfpo_verl.doctor.finding import Finding
+
+_STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+def print_table(findings: Sequence[Finding], file: TextIO) -> None:
+    """Print one row for each finding and the counts."""
+    # 140 columns where no terminal says how wide it is.
+    console = Console(file=file, width=None if file.isatty() else 140)
+    table = Table("", "check", "found", "way out")
+    for finding in findings:
+        # As text: brackets in a message are not markup.
+        status = Text(finding.status, style=_STYLES[finding.status])
+        table.add_row(status, Text(finding.check), Text(finding.found), Text(finding.way_out))
+    console.print(table)
+    console.print(summary(findings), highlight=False)
+
+
+def summary(findings: Iterable[Finding]) -> str:
+    """Return the counts as a sentence."""
+    statuses = [finding.status for finding in findings]
+    return ", ".join(f"{statuses.count(status)} {status}" for status in ("failed", "warning", "ok"))
+
+
+def to_json(findings: Iterable[Finding]) -> str:
+    """Return the findings as a JSON list of objects."""
+    return json.dumps([asdict(finding) for finding in findings], indent=2)
