@@ -258,18 +258,18 @@ ray.shutdown()
 
 
 def test_gpus(config, monkeypatch):
-    assert ok(machine.check_memory(config)) == ["1 GPUs needed, 1 there"]
+    assert ok(machine.check_gpus(config)) == ["1 GPUs needed, 1 there"]
     config.ray_kwargs.ray_init.num_gpus = 0
-    assert "the run takes 1 GPUs, and Ray is given 0" in failed(machine.check_memory(config))[0]
+    assert "the run takes 1 GPUs, and Ray is given 0" in failed(machine.check_gpus(config))[0]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    [problem] = failed(machine.check_memory(gpu_config()))
+    [problem] = failed(machine.check_gpus(gpu_config()))
     assert "the run takes 8 GPUs, and this machine has 4" in problem
-    assert failed(machine.check_memory(gpu_config("trainer.n_gpus_per_node=4"))) == []
+    assert failed(machine.check_gpus(gpu_config("trainer.n_gpus_per_node=4"))) == []
 
 
 def test_a_cluster_decides_about_cpus_and_gpus(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    assert failed([*machine.check_cpus(gpu_config()), *machine.check_memory(gpu_config())]) == []
+    assert failed([*machine.check_cpus(gpu_config()), *machine.check_gpus(gpu_config())]) == []
 
 
 def test_a_port_of_ray_in_use(config, monkeypatch):

@@ -12,7 +12,7 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from cfpo_verl.doctor import algorithm, batches, cluster, data, environment, machine, model, tracking
+from cfpo_verl.doctor import algorithm, batches, cluster, data, environment, machine, memory, model, tracking
 from cfpo_verl.doctor.environment import worker_env
 from cfpo_verl.doctor.finding import Finding, failed, ok
 
@@ -54,6 +54,7 @@ CHECKS = (
     Check("token budgets", batches.check_token_budgets),
     Check("context", batches.check_context),
     Check("layout", batches.check_layout),
+    Check("memory", memory.check_memory),
     Check("data", data.check_data),
     Check("steps", data.check_steps),
     Check("prompts", data.check_prompts),
@@ -66,7 +67,7 @@ CHECKS = (
     Check("disk", machine.check_disk, "machine"),
     Check("ray", machine.check_ray, "machine"),
     Check("cpus", machine.check_cpus, "machine"),
-    Check("gpus", machine.check_memory, "machine"),
+    Check("gpus", machine.check_gpus, "machine"),
     Check("ports", machine.check_ports, "machine"),
     Check("open files", machine.check_limits, "machine"),
     Check("visible devices", machine.check_visible_devices, "machine"),

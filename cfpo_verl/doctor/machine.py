@@ -277,11 +277,8 @@ def check_cpus(config: DictConfig) -> Iterator[Finding]:
         yield ok(f"{needed} logical CPUs needed, {available} there")
 
 
-def check_memory(config: DictConfig) -> Iterator[Finding]:
-    """Check that there are as many GPUs as the run takes.
-
-    THE PLACE FOR THE ESTIMATE OF MEMORY: so far the GPUs are counted and nothing else.
-    """
+def check_gpus(config: DictConfig) -> Iterator[Finding]:
+    """Check that there are as many GPUs as the run takes."""
     if joined_cluster(config, os.environ) is not None:
         yield ok("the Ray cluster decides; `cfpo-verl doctor --ray` counts its GPUs")
         return
