@@ -92,6 +92,11 @@ def test_answer_line(response, answer):
     assert extract_answer(response, ["answer_line"]) == answer
 
 
+def test_a_line_without_end_is_no_short_answer():
+    line = "\\(5" + "\\)" * 1000 + "a"
+    assert extract_answer(f"answer: {line}", ["answer_line"]) == line
+
+
 def test_the_whole_response():
     assert extract_answer(" 12 \n", ["whole"]) == "12"
     assert extract_answer("  ", ["whole"]) is None

@@ -13,7 +13,7 @@ _ANSWER_LINE = re.compile(
     r"\banswer[ \t]{0,3}(?:\*\*)?[ \t]{0,3}(?:is\b|[:=])|\banswer\*\*[ \t]{0,3}(?=\n)", re.IGNORECASE
 )
 _MATH = re.compile(r"(\$+)([^$]+)\1(?=\W*$|\.\s)|\\\((.+?)\\\)(?=\W*$|\.\s)")
-# Characters of a line that are read.
+# Characters of a line that may hold an answer.
 _MAX_LINE = 1000
 # Ends a sentence, but not in the middle of 3.5 or of "p.m. today".
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z]|\s*$)")
@@ -126,7 +126,9 @@ def _in_answer_line(text: str) -> str | None:
     if not ends:
         return None
     rest = text[ends[-1] :].lstrip(" \t*:").lstrip()
-    line = rest[:_MAX_LINE].splitlines()[0] if rest else ""
+    line = rest.splitlines()[0] if rest else ""
+    if len(line) > _MAX_LINE:
+        return line  # no answer that anybody reads
     math = _MATH.match(line)
     if math:
         return (math[2] or math[3]).strip()
