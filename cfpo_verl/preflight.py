@@ -15,6 +15,7 @@ from tempfile import TemporaryFile
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from cfpo_verl import combinations
 from cfpo_verl.compat import SUPPORTED_VERL
 from cfpo_verl.data_prep.schema import DataError, check_file, read_golds
 from cfpo_verl.rewards import REWARD_KWARGS, canary, unfit_gold
@@ -301,7 +302,7 @@ def check(config: DictConfig) -> None:
             )
             registry_problems = pool.submit(check_registries, loss_mode, adv_estimator, worker_env(config))
             try:
-                problems = [*check_verl_config(config), *check_reward(config)]
+                problems = combinations.check(config) or [*check_verl_config(config), *check_reward(config)]
             except ImportError as error:
                 problems = [f"verl cannot be imported: {error}. Reinstall it: pip install 'verl{SUPPORTED_VERL}'"]
             problems += registry_problems.result()
