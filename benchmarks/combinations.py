@@ -9,6 +9,7 @@ validation, or refused, with the number of the reason. Nothing is trained.
 import copy
 import io
 import itertools
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -51,14 +52,14 @@ def composing() -> Iterator[Compose]:
 
     Hydra keeps what it has read for one composition; here it is kept for all.
     """
-    files: dict[str, Any] = {}
+    files: dict[str, bytes] = {}
     load = ConfigRepository.load_config
 
     def load_once(repository: ConfigRepository, config_path: str) -> Any:
         if config_path not in files:
-            files[config_path] = load(repository, config_path)
-        # Hydra's cache above this one hands out copies.
-        return files[config_path]
+            files[config_path] = pickle.dumps(load(repository, config_path))
+        # A copy, since Hydra builds on what it is given. Twice as fast as deepcopy.
+        return pickle.loads(files[config_path])
 
     ConfigRepository.load_config = load_once  # type: ignore[method-assign]
     try:

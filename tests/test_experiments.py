@@ -12,6 +12,7 @@ from model_shapes import config_of, write_folder
 from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.tracking import Tracking
 from verl.workers.config import HFModelConfig
 
 from benchmarks.combinations import composing, product_overrides, refusal
@@ -36,6 +37,11 @@ def compose():
 @pytest.fixture(scope="module")
 def experiments(compose):
     return {name: compose(f"experiment={name}") for name in EXPERIMENTS}
+
+
+@pytest.fixture(scope="module")
+def algorithms(compose):
+    return {algo: compose("experiment=gsm8k_1gpu", f"algo={algo}") for algo in ALGOS}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -107,8 +113,8 @@ def test_every_choice_of_the_other_groups_composes(group, compose):
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_algorithms_name_losses_and_estimators_that_verl_has(algo, compose):
-    config = compose("experiment=gsm8k_1gpu", f"algo={algo}")
+def test_algorithms_name_losses_and_estimators_that_verl_has(algo, algorithms):
+    config = algorithms[algo]
     get_policy_loss_fn(config.actor_rollout_ref.actor.policy_loss.loss_mode)
     get_adv_estimator_fn(config.algorithm.adv_estimator)
 
@@ -131,8 +137,8 @@ EXPECTED_ALGOS = {
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_one_word_changes_the_whole_algorithm(algo, compose):
-    config = compose("experiment=gsm8k_1gpu", f"algo={algo}")
+def test_one_word_changes_the_whole_algorithm(algo, algorithms):
+    config = algorithms[algo]
     actor, algorithm = config.actor_rollout_ref.actor, config.algorithm
     kl = actor.use_kl_loss or algorithm.use_kl_in_reward
     found = (
@@ -145,18 +151,16 @@ def test_one_word_changes_the_whole_algorithm(algo, compose):
     assert found == EXPECTED_ALGOS[algo]
 
 
-def test_the_papers_numbers_are_in_place(compose):
-    def actor_of(algo):
-        return compose("experiment=gsm8k_1gpu", f"algo={algo}").actor_rollout_ref.actor
-
-    assert (actor_of("dapo").clip_ratio_low, actor_of("dapo").clip_ratio_high) == (0.2, 0.28)
-    assert (actor_of("gspo").clip_ratio_low, actor_of("gspo").clip_ratio_high) == (3e-4, 4e-4)
-    assert (actor_of("sapo").tau_pos, actor_of("sapo").tau_neg) == (1.0, 1.05)
-    assert (actor_of("grpo").kl_loss_coef, actor_of("grpo").kl_loss_type) == (0.04, "low_var_kl")
-    assert not compose("experiment=gsm8k_1gpu", "algo=dr_grpo").algorithm.norm_adv_by_std_in_grpo
-    assert compose("experiment=gsm8k_1gpu", "algo=drpo").algorithm.rollout_correction.bypass_mode
+def test_the_papers_numbers_are_in_place(algorithms):
+    actors = {algo: config.actor_rollout_ref.actor for algo, config in algorithms.items()}
+    assert (actors["dapo"].clip_ratio_low, actors["dapo"].clip_ratio_high) == (0.2, 0.28)
+    assert (actors["gspo"].clip_ratio_low, actors["gspo"].clip_ratio_high) == (3e-4, 4e-4)
+    assert (actors["sapo"].tau_pos, actors["sapo"].tau_neg) == (1.0, 1.05)
+    assert (actors["grpo"].kl_loss_coef, actors["grpo"].kl_loss_type) == (0.04, "low_var_kl")
+    assert not algorithms["dr_grpo"].algorithm.norm_adv_by_std_in_grpo
+    assert algorithms["drpo"].algorithm.rollout_correction.bypass_mode
     # A fifth of 1,024 tokens is for the penalty, as 4,096 of 20,480 in the paper.
-    overlong = compose("experiment=gsm8k_1gpu", "algo=dapo").reward.reward_kwargs
+    overlong = algorithms["dapo"].reward.reward_kwargs
     assert (overlong.max_resp_len, overlong.overlong_buffer_cfg.len) == (1024, 204)
 
 
@@ -169,8 +173,8 @@ def test_a_loss_can_be_exchanged_in_any_algorithm_and_brings_its_settings(compos
     assert (gspo.clip_ratio_high, gspo.loss_agg_mode) == (4e-4, "seq-mean-token-mean")
 
 
-def test_algorithms_have_run_folders_of_their_own(compose):
-    folders = {algo: compose("experiment=gsm8k_1gpu", f"algo={algo}").run_dir for algo in ALGOS}
+def test_algorithms_have_run_folders_of_their_own(algorithms):
+    folders = {algo: config.run_dir for algo, config in algorithms.items()}
     del folders["cfpo_token_mean"]  # an option of cfpo, as epsilon is
     assert len(set(folders.values())) == len(folders)
 
@@ -228,28 +232,36 @@ def test_models_convert_and_their_parallelism_divides_their_heads(model, compose
     assert (size.megatron.expert_parallel > 1) == hasattr(shape, "num_experts")
 
 
-@pytest.mark.parametrize("group", ["data_mix", "eval_sets"])
-def test_data_files_are_those_that_data_prepare_writes(group, compose):
+def in_file(group, name):
+    """Return what a file of a group sets, without composing: other files are not to matter."""
+    return OmegaConf.load(CONFIGS / group / f"{name}.yaml")
+
+
+@pytest.mark.parametrize(("group", "key"), [("data_mix", "train_files"), ("eval_sets", "val_files")])
+def test_data_files_are_those_that_data_prepare_writes(group, key):
     generated = {"arithmetic": ("train", "test"), "few_shot_sums": ("train", "test")}
     written = generated | {name: source.splits for name, source in SOURCES.items()}
     for name in names(group):
-        node = compose("experiment=gsm8k_1gpu", f"{group}={name}").data
-        for file in node.train_files if group == "data_mix" else node.val_files:
+        text = (CONFIGS / group / f"{name}.yaml").read_text()
+        for file in in_file(group, name).data[key]:
             top, folder, split = file.split("/")
             assert (top, split.removesuffix(".parquet") in written[folder]) == ("data", True), file
+            # The comment says how to write it.
+            assert "cfpo-verl data prepare" in text
+            assert folder in text.partition("data:")[0].replace("few-shot-sums", "few_shot_sums")
 
 
-def test_evaluation_sets_are_never_trained_on(compose):
+def test_evaluation_sets_are_never_trained_on():
     for name in names("data_mix"):
-        for file in compose("experiment=gsm8k_1gpu", f"data_mix={name}").data.train_files:
+        for file in in_file("data_mix", name).data.train_files:
             source = SOURCES.get(file.split("/")[1])
             assert source is None or not source.evaluation_only
 
 
-def test_tracking_always_writes_the_file_that_reports_read(compose):
+def test_tracking_always_writes_the_file_that_reports_read():
     for name in names("tracking"):
-        loggers = compose("experiment=gsm8k_1gpu", f"tracking={name}").trainer.logger
-        assert {"file", name} <= set(loggers)
+        assert {"file", name} <= set(in_file("tracking", name).trainer.logger)
+        assert set(in_file("tracking", name).trainer.logger) <= set(Tracking.supported_backend)
 
 
 def test_no_file_names_a_place():
@@ -260,10 +272,9 @@ def test_no_file_names_a_place():
 
 
 @pytest.mark.parametrize("experiment", find(), ids=lambda experiment: experiment.name)
-def test_the_list_says_what_hydra_chooses(experiment):
-    with composing():
-        loader = GlobalHydra.instance().config_loader()
-        config = loader.load_configuration("train", [f"experiment={experiment.name}"], RunMode.RUN)
+def test_the_list_says_what_hydra_chooses(experiment, compose):
+    loader = GlobalHydra.instance().config_loader()
+    config = loader.load_configuration("train", [f"experiment={experiment.name}"], RunMode.RUN)
     assert experiment.choices.items() <= config.hydra.runtime.choices.items()
     # Not resolved, since the model's path of tiny refers to the seed.
     assert experiment.model == OmegaConf.to_container(config.actor_rollout_ref.model)["path"]
