@@ -30,7 +30,9 @@ COLUMNS = {
     "actor/cfpo/ratio_deviation": "mean abs(r - 1)",
     "actor/ppo_kl": "KL to old policy",
     "actor/pg_clipfrac": "clip fraction",
-    "actor/kl_loss": "reference KL",
+    "actor/kl_loss": "reference KL, in the loss",
+    "actor/reward_kl_penalty": "in the reward",
+    "training/filter_groups/evicted_samples": "groups replaced",
     "actor/grad_norm": "gradient norm",
     "timing_s/step": "seconds",
 }

@@ -127,7 +127,7 @@ def main() -> int:
             lines += [f"| `{model}` | {' | '.join(cells[model])} |" for model in models]
             sections.append(f"### `backend={backend}`\n\n" + "\n".join(lines))
     listed = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1))
-    body = f"{count} combinations.\n\n" + "\n\n".join(sections) + f"\n\n### Reasons\n\n{listed}"
+    body = f"{count:,} combinations.\n\n" + "\n\n".join(sections) + f"\n\n### Reasons\n\n{listed}"
     before, _begin, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{rest.partition(END)[2]}")
     print(f"{count} combinations, see {PAGE}")

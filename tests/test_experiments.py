@@ -15,6 +15,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tracking import Tracking
 from verl.workers.config import HFModelConfig
 
+from benchmarks import algorithms as algorithm_runs
 from benchmarks.combinations import composing, product_overrides, refusal
 from cfpo_verl import combinations
 from cfpo_verl.config import ClippingFreeLossConfig
@@ -310,3 +311,50 @@ def test_what_an_installed_backend_needs_is_named(compose, monkeypatch):
     monkeypatch.setattr(combinations, "_is_installed", lambda module: True)
     assert combinations.check(config) == []
     assert combinations.check(compose("experiment=math_8gpu")) == []
+
+
+def test_every_algorithm_has_run():
+    """docs/algorithms.json is what `make algorithms` measured; the page is made from it."""
+    measured = json.loads(algorithm_runs.MEASURED.read_text())
+    assert set(measured) == set(ALGOS)
+    for steps in measured.values():
+        for values in steps.values():
+            assert {name for name, value in values.items() if value is not None} >= set(algorithm_runs.NECESSARY)
+            assert values["actor/grad_norm"] > 0
+    assert algorithm_runs.table(measured) in algorithm_runs.PAGE.read_text()
+
+
+def test_the_table_of_algorithms_leaves_out_what_a_loss_does_not_report():
+    measured = {"b": {"1": {"critic/score/mean": 0.25, "timing_s/step": 31.26}}, "a": {"1": {"actor/grad_norm": 0.5}}}
+    header, _line, first, second = algorithm_runs.table(measured).splitlines()
+    cells = dict(zip(header.split("|"), second.split("|"), strict=True))
+    assert first.startswith("| `a` | 1 |  |")
+    assert (cells[" reward "], cells[" seconds "], cells[" gradient norm "]) == (" 0.25 ", " 31.3 ", "  ")
+
+
+def test_an_unknown_algorithm_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["algorithms", "ppo"])
+    assert algorithm_runs.main() == 2
+    assert "no algorithm called 'ppo'. Choose among: cfpo, " in capsys.readouterr().err
+
+
+def test_the_table_of_combinations_has_every_choice():
+    page = (PROJECT / "docs" / "combinations.md").read_text()
+    assert f"{len(BACKENDS) * len(ALGOS) * len(MODELS):,} combinations" in page
+    for backend in BACKENDS:
+        table = page.partition(f"### `backend={backend}`\n\n")[2].partition("\n\n")[0].splitlines()
+        assert table[0] == f"| `policy_model` | {' | '.join(f'`{algo}`' for algo in ALGOS)} |"
+        assert [row.split("`")[1] for row in table[2:]] == MODELS
+        for row in table[2:]:
+            cells = set(row.split(" | ", 1)[1].removesuffix(" |").split(" | "))
+            refused = backend == "cpu" and row.split("`")[1] in MIXTURES_OF_EXPERTS
+            assert all(cell.startswith("no (") for cell in cells) if refused else cells == {"yes"}
+
+
+def test_the_docs_name_every_choice():
+    page = (PROJECT / "docs" / "experiments.md").read_text()
+    for algo in ALGOS:
+        assert f"| `{algo}` |" in page
+    for name in (*BACKENDS, *names("updates"), *names("tracking")):
+        assert f"`{name}`" in page
+    assert f"{len(MODELS)} models" in page
