@@ -1,6 +1,8 @@
 # make quickstart   set up, then train a tiny policy with CFPO and draw the run (SEED=1 for another seed)
 # make test         set up, then lint, type-check and test
 # make compat       check all that we use of verl against the newest one on the registry
+# make algorithms   two real steps of every algorithm, for docs/algorithms.md (half an hour)
+# make compose-all  every backend, algorithm and model against verl, for docs/combinations.md (ten minutes)
 SHELL := bash
 PYTHON ?= python3.11
 SEED ?= 0
@@ -10,7 +12,7 @@ SMOLLM2 := $(VENV)/.smollm2
 # Every command below is the virtual environment's own.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help quickstart test lint test-fast compat setup clean
+.PHONY: help quickstart test lint test-fast compat algorithms compose-all setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +27,12 @@ test: lint $(SMOLLM2)
 # Everything but the runs of the real stack: about five minutes.
 test-fast: setup
 	pytest -m "not stack"
+
+algorithms: setup
+	python -m benchmarks.algorithms
+
+compose-all: setup
+	python -m benchmarks.combinations
 
 lint: setup
 	ruff check .

@@ -1,5 +1,6 @@
 """The console script `cfpo-verl`. Each command imports what it needs when it runs, so that --help is quick."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -56,6 +57,51 @@ def doctor(context: typer.Context) -> None:
     from cfpo_verl.doctor import command
 
     raise SystemExit(command.main(context.args))
+
+
+@app.command(
+    epilog="Examples: cfpo-verl experiments;  cfpo-verl experiments 7b 8gpu megatron;  "
+    "cfpo-verl experiments gsm8k --json",
+)
+def experiments(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="Only those with all of these, for example 7b, 8gpu, megatron, dapo.", metavar="[WORD...]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with every choice.")] = False,
+) -> None:
+    """List the named runs, and search them by model, GPUs, backend, algorithm and data.
+
+    Any choice can be exchanged on the command line of `cfpo-verl train`: policy_model=, backend=, topology=, algo=,
+    updates=, data_mix=, eval_sets=, tracking=. Exit status 1 if no run has all of the words.
+    """
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from cfpo_verl.experiments import find
+
+    found = find(words or [])
+    if as_json:
+        typer.echo(json.dumps([experiment.as_dict() for experiment in found], indent=2))
+    elif found:
+        table = Table("experiment", "model", "GPUs", "backend", "algorithm", "data", "what it is")
+        for experiment in found:
+            chosen = experiment.choices
+            cells = (
+                chosen["policy_model"],
+                str(experiment.gpus),
+                chosen["backend"],
+                chosen["algo"],
+                chosen["data_mix"],
+            )
+            table.add_row(experiment.name, *cells, experiment.description)
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
+        typer.echo("cfpo-verl train experiment=NAME [policy_model=..., backend=..., algo=..., KEY=VALUE]", err=True)
+    if not found:
+        typer.echo(f"cfpo-verl experiments: none has all of: {' '.join(words or [])}", err=True)
+        raise SystemExit(1)
 
 
 @app.command(
@@ -419,8 +465,23 @@ def plan(
     raise SystemExit(0 if found["fits"] else 1)
 
 
+def _complete(arguments: list[str]) -> NoReturn:
+    """Answer Hydra's completion script, which knows programs but no commands of them."""
+    from cfpo_verl import train as training
+
+    program, *words = os.environ.get("COMP_LINE", "").split(" ")
+    if words[:1] == ["train"] and len(words) > 1:
+        os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
+        raise SystemExit(training.main(arguments))
+    if len(words) < 2:
+        typer.echo(" ".join(sorted(typer.main.get_command(app).commands)))  # type: ignore[attr-defined]
+    raise SystemExit(0)
+
+
 def main() -> None:
     """Run the console script."""
     if sys.argv[1:3] == ["data", "prepare"]:  # their imports take a second that other commands do not need
         _add_public_sources()
+    if sys.argv[1:2] == ["-sc"]:  # what Hydra's completion script asks, see cfpo-verl train --help
+        _complete(sys.argv[1:])
     app()

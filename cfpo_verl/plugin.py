@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+import cfpo_verl.resolvers  # noqa: F401 - Ray workers resolve our config files
 from cfpo_verl import __version__, cpu
 from cfpo_verl.compat import check_verl_version
 

@@ -4,42 +4,66 @@ import difflib
 import os
 import re
 import sys
+import textwrap
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+import cfpo_verl.resolvers  # noqa: F401 - what our config files calculate with
 from cfpo_verl import config_groups, doctor, run_dir
 from cfpo_verl.doctor import report
 from cfpo_verl.processes import ending_what_it_starts
 from cfpo_verl.progress import following
 
 HELP = """\
-usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--dry-run] [--cfg job]
+usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--dry-run] [--cfg job] [--multirun]
 
 Check a run, then train it with verl's own trainer. What `cfpo-verl doctor` finds wrong is reported
 before Ray starts.
 
-  experiment=NAME    one of: {experiments}
-  policy_loss=NAME   one of: {policy_losses}
-  run_dir=DIR        folder of the run (default: runs/<trainer.experiment_name>)
+  experiment=NAME    a named run; `cfpo-verl experiments` lists and searches them
   KEY=VALUE          any key of verl's config, see --cfg job
   --dry-run          print the resolved config and the table of `cfpo-verl doctor`, start nothing
-  --cfg job          print the composed config and exit
-  --hydra-help       Hydra's own flags
+  run_dir=DIR        folder of the run (default: runs/<trainer.experiment_name>)
+
+Each part of an experiment can be exchanged:
+
+{groups}
+
+Hydra's flags work: --cfg job prints the composed config and exits, --multirun trains several runs one
+after the other, --info searchpath, --hydra-help. Completion of the shell: eval "$(cfpo-verl train -sc install=bash)"
 
 examples:
   cfpo-verl train experiment=cpu_quickstart
-  cfpo-verl train experiment=cpu_quickstart policy_loss=vanilla
+  cfpo-verl train experiment=cpu_quickstart algo=grpo
+  cfpo-verl train experiment=math_8gpu policy_model=qwen2.5_3b backend=megatron topology=1x4
   cfpo-verl train experiment=cpu_quickstart actor_rollout_ref.actor.policy_loss.epsilon=0.1 run_dir=runs/epsilon_0.1
+  cfpo-verl train experiment=cpu_quickstart algo=cfpo,grpo seed=0,1 --multirun
 
 exit status: 0 trained; 1 failed while training; 2 refused before anything was started; 130 interrupted
 """
+
+# Groups that a user chooses from, in the order of the help.
+CHOICES = (
+    "experiment",
+    "algo",
+    "policy_loss",
+    "policy_model",
+    "backend",
+    "topology",
+    "updates",
+    "data_mix",
+    "eval_sets",
+    "tracking",
+)
 
 
 def _verl_config_dir() -> str:
@@ -152,8 +176,18 @@ def explain(message: str, overrides: list[str]) -> str:
     return f"there is no key {refused[1]!r}. Did you mean: {', '.join(close)}?" if close else message
 
 
+def _separate_runs(config: DictConfig) -> None:
+    """Give each run of a --multirun a folder of its own: two runs in one would be taken for attempts at the same."""
+    hydra_config = HydraConfig.get()
+    chosen = [override for override in hydra_config.overrides.task if not override.startswith("experiment=")]
+    if hydra_config.mode != RunMode.MULTIRUN or any(override.startswith("run_dir=") for override in chosen):
+        return
+    config.run_dir = f"{config.run_dir}_{','.join(chosen).replace('/', '_')}"
+
+
 @hydra.main(config_path="pkg://cfpo_verl.hydra_configs", config_name="train", version_base=None)
 def _hydra_main(config: DictConfig) -> None:
+    _separate_runs(config)
     try:
         train(config)
     except RefusedError as error:
@@ -181,13 +215,19 @@ def _dry_run(overrides: list[str]) -> int:
     return _refused() if doctor.failures(findings) else 0
 
 
+def _describe_group(group: str) -> str:
+    members = textwrap.wrap(", ".join(config_groups.names(group)), width=80, break_on_hyphens=False)
+    return f"  {f'{group}=':<19}" + f"\n{'':21}".join(members)
+
+
 def main(arguments: list[str]) -> int:
     """Run `cfpo-verl train` with Hydra's arguments and return the exit status."""
     if {"-h", "--help"} & set(arguments):
-        groups = {"experiments": config_groups.names("experiment"), "policy_losses": config_groups.names("policy_loss")}
-        print(HELP.format(**{name: ", ".join(members) for name, members in groups.items()}), end="")
+        print(HELP.format(groups="\n".join(_describe_group(group) for group in CHOICES)), end="")
         return 0
-    sys.argv = ["cfpo-verl train", *arguments]
+    # Completion is a matter of the whole program.
+    completes = {"-sc", "--shell-completion"} & set(arguments)
+    sys.argv = ["cfpo-verl" if completes else "cfpo-verl train", *arguments]
     # Hydra then raises its errors instead of printing them and exiting, so that they look like all others.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -196,6 +236,12 @@ def main(arguments: list[str]) -> int:
         _hydra_main()
     except (HydraException, OmegaConfBaseException) as error:
         print(f"cfpo-verl train: {explain(str(error), arguments)}", file=sys.stderr)
+        return _refused()
+    except ValueError as error:
+        # Hydra's own for a number where the name of a file in a group belongs.
+        if not str(error).startswith("Config group override"):
+            raise
+        print(f"cfpo-verl train: {error}. For example updates=x4, topology=1x8", file=sys.stderr)
         return _refused()
     except KeyboardInterrupt:
         print("cfpo-verl train: interrupted; everything it had started is ended", file=sys.stderr)

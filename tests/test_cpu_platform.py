@@ -47,6 +47,7 @@ def test_selected_exactly_the_documented_places_are_replaced(run_python):
     replaced, finders, platforms = result.stdout.splitlines()[-3:]
     assert eval(replaced.removeprefix("replaced ")) == [
         "verl.utils.distributed.initialize_global_process_group_ray",
+        "verl.utils.fsdp_utils.CPUOffloadPolicy",
         "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer.BucketedWeightReceiver.receive_weights",
         "vllm.model_executor.layers.utils.dispatch_cpu_unquantized_gemm",
     ]
@@ -121,6 +122,32 @@ print(dist.get_backend(), x.tolist(), d.initialize_global_process_group_ray.__mo
     assert result.stdout.split("\n")[-2] == "gloo [1.0, 1.0] cfpo_verl.cpu.verl_shims", result.stderr
 
 
+def test_a_model_that_is_only_evaluated_is_offloaded_without_pinned_memory(run_python, tmp_path):
+    """verl's FSDP2 engine does so with the reference model."""
+    code = """
+import os, torch
+import verl.workers.engine.fsdp.transformer_impl as engine
+from torch.distributed.fsdp import fully_shard
+torch.distributed.init_process_group("gloo", init_method=os.environ["DIST_INIT_METHOD"], rank=0, world_size=1)
+model = torch.nn.Linear(4, 2)
+expected = model(torch.ones(1, 4)).detach()
+mesh = torch.distributed.init_device_mesh("cpu", (1,))
+fully_shard(model, mesh=mesh, offload_policy=engine.CPUOffloadPolicy(pin_memory=True))
+print(torch.equal(model(torch.ones(1, 4)), expected))
+"""
+    method = f"file://{tmp_path}/rendezvous"
+    result = run_python(code, VERL_PLATFORM="cpu", VERL_ENGINE_DEVICE="cuda", DIST_INIT_METHOD=method)
+    assert result.stdout.split("\n")[-2] == "True", result.stderr
+
+
+def test_torch_still_refuses_pinned_memory():
+    from cfpo_verl.cpu.verl_shims import torch_cannot_pin
+
+    if torch.accelerator.is_available():
+        pytest.skip("needs a machine without an accelerator")
+    assert torch_cannot_pin(), "torch accepts it now: delete the shim of verl.utils.fsdp_utils"
+
+
 def test_torch_still_rejects_the_backend_that_verl_builds():
     from cfpo_verl.cpu.verl_shims import torch_rejects_verl_backend
 
@@ -131,13 +158,17 @@ def test_shims_are_skipped_once_upstream_does_not_need_them(monkeypatch):
     import sys
 
     import verl.utils.distributed as verl_distributed
+    import verl.utils.fsdp_utils as verl_fsdp
 
     from cfpo_verl.cpu import verl_shims, vllm_metadata
 
     original, finders = verl_distributed.initialize_global_process_group_ray, list(sys.meta_path)
+    policy = verl_fsdp.CPUOffloadPolicy
     monkeypatch.setattr(verl_shims, "torch_rejects_verl_backend", lambda: False)
+    monkeypatch.setattr(verl_shims, "torch_cannot_pin", lambda: False)
     verl_shims.install()
     assert verl_distributed.initialize_global_process_group_ray is original
+    assert verl_fsdp.CPUOffloadPolicy is policy
     monkeypatch.setattr(vllm_metadata, "is_installed", lambda _name: True)
     vllm_metadata.install()
     assert sys.meta_path == finders
@@ -149,6 +180,8 @@ def test_verl_and_vllm_still_have_what_the_shims_replace(run_python):
 import inspect
 import verl.utils.distributed as d
 assert "cpu:gloo,{get_device_name()}" in inspect.getsource(d.initialize_global_process_group_ray)
+import verl.workers.engine.fsdp.transformer_impl as engine
+assert "CPUOffloadPolicy(pin_memory=True)" in inspect.getsource(engine)
 import verl.workers.rollout.vllm_rollout.bucketed_weight_transfer as b
 source = inspect.getsource(inspect.unwrap(b.BucketedWeightReceiver.receive_weights))
 assert "tensor.to(self.device)" in source and ".clone()" not in source

@@ -8,7 +8,8 @@ from cfpo_verl.doctor import algorithm
 
 CHECKS = (
     algorithm.check_verl_config,
-    algorithm.check_engine,
+    algorithm.check_combinations,
+    algorithm.check_engine_packages,
     algorithm.check_trainer_mode,
     algorithm.check_loss_options,
     algorithm.check_updates,
@@ -104,12 +105,12 @@ def test_an_aggregation_that_depends_on_the_cut_is_refused(config):
 
 def test_an_engine_with_the_strategy_of_another_passes_verl_and_not_us():
     config = gpu_config("model_engine=megatron", "actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2")
-    assert failed(algorithm.check_engine(config)) == []
+    assert failed(algorithm.check_combinations(config)) == []
     config.actor_rollout_ref.actor.strategy = "fsdp2"
     assert failed(algorithm.check_verl_config(config)) == []
-    [problem] = failed(algorithm.check_engine(config))
-    assert problem.startswith("actor_rollout_ref.actor.strategy=fsdp2 does not belong to model_engine=megatron")
-    assert problem.endswith("or the strategy to megatron")
+    [problem] = failed(algorithm.check_combinations(config))
+    assert problem.startswith("model_engine=megatron does not go with actor_rollout_ref.actor.strategy=fsdp2: the keys")
+    assert "Choose with backend=NAME, which sets both" in problem
 
 
 def test_modes_of_the_trainer(gpu):

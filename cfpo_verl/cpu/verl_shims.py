@@ -1,10 +1,11 @@
-"""The one function of verl that is replaced on the CPU platform."""
+"""The two functions of verl that are replaced on the CPU platform."""
 
 import os
 from datetime import timedelta
 
 import torch.distributed
 from torch.distributed.distributed_c10d import Backend, BackendConfig
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 
 def torch_rejects_verl_backend() -> bool:
@@ -29,13 +30,31 @@ def initialize_global_process_group_ray(timeout_second: float | None = None, bac
     )
 
 
+def torch_cannot_pin() -> bool:
+    """Say whether torch refuses pinned memory, as it does where there is no accelerator."""
+    try:
+        torch.empty(1).pin_memory()
+    except RuntimeError:
+        return True
+    return False
+
+
+def unpinned_offload_policy(pin_memory: bool = True) -> CPUOffloadPolicy:
+    """Return FSDP2's offload policy without pinned memory, which would speed up copies to an accelerator."""
+    return CPUOffloadPolicy(pin_memory=False)
+
+
 def install() -> None:
-    """Replace verl's start of the process group.
+    """Replace verl's start of the process group, and the offload policy of its reference model.
 
     Why: verl builds "cpu:gloo,<device>:<backend>", which on this platform is "cpu:gloo,cpu:gloo", and torch
-    rejects a device named twice. Skipped as soon as torch accepts it.
+    rejects a device named twice; and verl's FSDP2 engine asks for pinned memory for every model that it only
+    evaluates. Each is skipped as soon as torch accepts it.
     """
     import verl.utils.distributed as verl_distributed
+    import verl.utils.fsdp_utils as verl_fsdp
 
     if torch_rejects_verl_backend():
         verl_distributed.initialize_global_process_group_ray = initialize_global_process_group_ray
+    if torch_cannot_pin():
+        verl_fsdp.CPUOffloadPolicy = unpinned_offload_policy

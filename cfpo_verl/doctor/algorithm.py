@@ -1,9 +1,10 @@
 """Checks of the algorithm: verl's own rules, the loss, the advantages, KL, sampling."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from omegaconf import DictConfig
 
+from cfpo_verl import combinations
 from cfpo_verl.doctor.finding import Finding, failed, ok, warning
 
 # Estimators that compare the responses to one prompt. With one response a group, verl's grpo and rloo take its raw
@@ -25,13 +26,6 @@ GROUP_ESTIMATORS = frozenset(
         "tir_optimal_token_baseline",
     )
 )
-# verl's config class of the actor for each of its strategies; the class comes with model_engine.
-_STRATEGIES = {
-    "dp": ("fsdp", "fsdp2", "fsdp_turbo"),
-    "megatron": ("megatron",),
-    "veomni": ("veomni",),
-    "torchtitan": ("torchtitan",),
-}
 
 
 def our_losses() -> set[str]:
@@ -88,19 +82,21 @@ def _sentences(message: str) -> tuple[str, str]:
     return (found, way_out) if stop else (message, "See the keys with --cfg job")
 
 
-def check_engine(config: DictConfig) -> Iterator[Finding]:
-    """Check that the actor's strategy is one of the model engine whose config it has.
+def check_combinations(config: DictConfig) -> Iterator[Finding]:
+    """Check that the choices of the config groups go together: engine and strategy, loss and aggregation, and so on."""
+    return _failures(combinations.problems(config))
 
-    verl's own validation lets a Megatron config with strategy=fsdp2 through: the keys of one engine then run another.
-    """
-    for node in ("actor_rollout_ref.actor", "actor_rollout_ref.ref"):
-        strategy = config.actor_rollout_ref[node.rpartition(".")[2]].strategy
-        allowed = _STRATEGIES.get(config.model_engine, (strategy,))
-        if strategy not in allowed:
-            yield failed(
-                f"{node}.strategy={strategy} does not belong to model_engine={config.model_engine}",
-                f"Set model_engine to the engine of that strategy, or the strategy to {' or '.join(allowed)}",
-            )
+
+def check_engine_packages(config: DictConfig) -> Iterator[Finding]:
+    """Check that the packages of the model engine are installed."""
+    return _failures(combinations.missing_packages(config))
+
+
+def _failures(problems: Iterable[str]) -> Iterator[Finding]:
+    """Cut sentences whose last one is the way out."""
+    for problem in problems:
+        found, _stop, way_out = problem.rpartition(". ")
+        yield failed(found, way_out)
 
 
 def check_trainer_mode(config: DictConfig) -> Iterator[Finding]:

@@ -1,7 +1,9 @@
-"""Hydra search path plugin. Every Hydra application imports it, so it imports nothing but Hydra."""
+"""Hydra search path plugin. Every Hydra application imports it, so it imports little more than Hydra."""
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+import cfpo_verl.resolvers  # noqa: F401 - what our config files calculate with
 
 
 class CfpoVerlSearchPath(SearchPathPlugin):
