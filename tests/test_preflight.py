@@ -57,7 +57,7 @@ def test_misspelt_loss_option(run_cli, tmp_path):
 def test_unknown_group_members(run_cli, tmp_path):
     message = refused(run_cli, tmp_path, "policy_loss=ppo")
     assert "Could not find 'policy_loss/ppo'" in message
-    assert "cfpo\n\tcfpo_sequence\n\tdrpo\n\tvanilla" in message
+    assert "cfpo\n\tcfpo_sequence\n\tcispo\n\tdrpo" in message
     result = run_cli("train", "experiment=nope")
     assert result.returncode == 2
     assert "Could not find 'experiment/nope'" in result.stderr
