@@ -183,6 +183,12 @@ USES = (
         ("timeout_second", "backend"),
     ),
     Use(
+        "verl.utils.fsdp_utils",
+        "CPUOffloadPolicy",
+        "cpu.verl_shims",
+        "replaced on a CPU, where memory cannot be pinned",
+    ),
+    Use(
         "verl.trainer.ppo.v1.replay_buffer",
         "ReplayBuffer",
         "cpu.replay_buffer",

@@ -55,7 +55,7 @@ def test_misspelt_loss_option(run_cli, tmp_path):
 def test_unknown_group_members(run_cli, tmp_path):
     message = refused(run_cli, tmp_path, "policy_loss=ppo")
     assert "Could not find 'policy_loss/ppo'" in message
-    assert "cfpo\n\tcfpo_sequence\n\tdrpo\n\tvanilla" in message
+    assert {"\tcfpo", "\tcfpo_sequence", "\tdrpo", "\tvanilla"} <= set(message.split("\n"))
     result = run_cli("train", "experiment=nope")
     assert result.returncode == 2
     assert "Could not find 'experiment/nope'" in result.stderr
@@ -106,7 +106,7 @@ def test_every_check_reports_in_its_place(arithmetic_files, monkeypatch):
     checks = [check for check in doctor.CHECKS if check.name != "plugin"]
     monkeypatch.setattr(doctor, "CHECKS", tuple(checks))
     train_file, val_file = arithmetic_files
-    config = quickstart(f"data.train_files={train_file}", f"data.val_files={val_file}", "data.train_batch_size=100")
+    config = quickstart(f"data.train_files={train_file}", f"data.val_files={val_file}", "data.train_batch_size=96")
     found = doctor.examine(config)
     assert list(dict.fromkeys(finding.check for finding in found)) == [check.name for check in checks]
     failures = {finding.check for finding in doctor.failures(found)}

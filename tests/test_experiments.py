@@ -221,6 +221,8 @@ def test_models_convert_and_their_parallelism_divides_their_heads(model, compose
     assert converted.hf_config.num_hidden_layers == shape.num_hidden_layers
     longest = config.data.max_prompt_length + config.data.max_response_length
     assert longest <= shape.max_position_embeddings
+    actor = config.actor_rollout_ref.actor
+    assert not actor.use_dynamic_bsz or longest <= actor.ppo_max_token_len_per_gpu
 
     size = config.model_size
     assert shape.num_attention_heads % size.rollout_tensor_parallel == 0
