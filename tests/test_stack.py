@@ -153,6 +153,23 @@ def test_bypass_mode_leaves_our_loss_in_place(workplace, use_v1, policy_loss):
     assert "actor/entropy" not in values
 
 
+@pytest.mark.parametrize("algo", ["dapo", "gspo", "rloo"])
+def test_algorithms_take_two_real_steps(workplace, algo):
+    """Three of docs/algorithms.md, which has them all: dynamic sampling, a ratio of responses, a reference KL."""
+    run_dir = workplace / f"algo_{algo}"
+    command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL]
+    command += [f"algo={algo}", f"run_dir={run_dir}", "trainer.total_training_steps=2"]
+    command += ["trainer.val_before_train=false", "trainer.test_freq=-1"]
+    result = subprocess.run(command, cwd=workplace, env=clean_environment({}), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-5000:]
+    metrics = read_metrics(run_dir)
+    assert list(metrics) == [1, 2]
+    for values in metrics.values():
+        assert values["actor/grad_norm"] > 0
+        assert "actor/pg_clipfrac" in values
+        assert not any("cfpo" in name for name in values)
+
+
 def test_ctrl_c_ends_ray_and_vllm(workplace):
     before = stack_processes()
     command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL]
