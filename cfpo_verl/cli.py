@@ -68,6 +68,9 @@ def experiments(
         list[str] | None,
         typer.Argument(help="Only those with all of these, for example 7b, 8gpu, megatron, dapo.", metavar="[WORD...]"),
     ] = None,
+    memory: Annotated[
+        bool, typer.Option(help="Estimate the peak memory of a GPU, for which each run is composed (docs/plan.md).")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with every choice.")] = False,
 ) -> None:
     """List the named runs, and search them by model, GPUs, backend, algorithm and data.
@@ -80,18 +83,27 @@ def experiments(
     from rich.console import Console
     from rich.table import Table
 
-    from cfpo_verl.experiments import find
+    from cfpo_verl.experiments import find, peak_memory_gb
 
     found = find(words or [])
+    with Console(file=sys.stderr).status("estimating memory"):
+        peaks_gb = {experiment.name: peak_memory_gb(experiment.name) for experiment in found} if memory else {}
     if as_json:
-        typer.echo(json.dumps([experiment.as_dict() for experiment in found], indent=2))
+        estimate = {"peak_memory_gb": peaks_gb} if memory else {}
+        rows = [
+            {**experiment.as_dict(), **{key: peaks[experiment.name] for key, peaks in estimate.items()}}
+            for experiment in found
+        ]
+        typer.echo(json.dumps(rows, indent=2))
     elif found:
-        table = Table("experiment", "model", "GPUs", "backend", "algorithm", "data", "what it is")
+        gb_column = ["GB/GPU"] if memory else []
+        table = Table("experiment", "model", "GPUs", *gb_column, "backend", "algorithm", "data", "what it is")
         for experiment in found:
             chosen = experiment.choices
             cells = (
                 chosen["policy_model"],
                 str(experiment.gpus),
+                *(["?" if (peak := peaks_gb[experiment.name]) is None else f"{peak:.0f}"] if memory else []),
                 chosen["backend"],
                 chosen["algo"],
                 chosen["data_mix"],

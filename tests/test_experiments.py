@@ -300,6 +300,9 @@ def test_experiments_command(run_cli):
     [row] = json.loads(run_cli("experiments", "gsm8k_1gpu", "--json").stdout)
     assert (row["gpus"], row["model"]) == (1, "Qwen/Qwen2.5-0.5B-Instruct")
     assert row["choices"]["backend"] == "fsdp2"
+    assert 1 < row["peak_memory_gb"] < 80
+    assert "GB/GPU" in table.stdout
+    assert "GB/GPU" not in run_cli("experiments", "gsm8k_1gpu", "--no-memory").stdout
     nothing = run_cli("experiments", "9gpu")
     assert (nothing.returncode, nothing.stdout) == (1, "")
     assert nothing.stderr == "cfpo-verl experiments: none has all of: 9gpu\n"
