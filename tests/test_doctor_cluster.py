@@ -164,7 +164,8 @@ print("found=" + json.dumps([[finding.status, finding.found] for finding in foun
     assert lines, result.stderr[-3000:]
     found = json.loads(lines[0].removeprefix("found="))
     problems = [message for status, message in found if status == "failed"]
-    assert any("verl differs between nodes: 0.9.1 on" in problem and "0.9.2 on" in problem for problem in problems)
+    differ = [problem for problem in problems if "verl differs between nodes: 0.9.1 on" in problem]
+    assert any("0.9.2 on" in problem for problem in differ), found
     [plugin] = [problem for problem in problems if "policy_loss.loss_mode=cfpo is not in verl's registry" in problem]
     assert plugin.startswith("node ")
     assert not any("does not see what this one writes" in problem for problem in problems)
