@@ -4,35 +4,12 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+from model_shapes import hf_config
+from transformers import AutoModelForCausalLM, DynamicCache
 from verl.utils import flops_counter
 
 from cfpo_verl.plan.errors import PlanError
 from cfpo_verl.plan.shapes import ModelShape, shape_of, table
-
-
-def hf_config(shape: ModelShape):
-    """Write a shape as the config of its architecture."""
-    common = {
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "intermediate_size": shape.intermediate,
-        "vocab_size": shape.vocabulary,
-        "tie_word_embeddings": shape.tied_embeddings,
-    }
-    if shape.qkv_bias:
-        return Qwen2Config(**common)
-    common["head_dim"] = shape.head_dim
-    if shape.experts:
-        return Qwen3MoeConfig(
-            **common,
-            moe_intermediate_size=shape.intermediate,
-            num_experts=shape.experts,
-            num_experts_per_tok=shape.experts_per_token,
-        )
-    return (Qwen3Config if shape.qk_norm else LlamaConfig)(**common)
 
 
 def on_meta(config):

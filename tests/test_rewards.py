@@ -153,6 +153,17 @@ def test_an_error_of_ours_ends_no_run(monkeypatch, caplog):
     assert caplog.text.count("ZeroDivisionError: on purpose") == 1
 
 
+def test_what_a_library_raises_is_counted_and_shown_once(monkeypatch, caplog):
+    made = verifier.Verifier(Limits())
+    raised = Decision(False, error="TypeError: on purpose")
+    monkeypatch.setattr(made.workers, "submit", lambda *_job: finished(raised))
+    for _ in range(3):
+        result = made.finish(made.start(MATH, r"\boxed{\tan x}", r"\cot x", None))
+        assert (result.is_correct, result.timed_out) == (False, False)
+    assert made.counts["raised"] == 3
+    assert caplog.text.count("TypeError: on purpose; it scores 0") == 1
+
+
 def test_counters_are_logged_now_and_then(monkeypatch, caplog):
     checker = verifier.Verifier(Limits())
     with caplog.at_level(logging.INFO, logger="cfpo_verl.rewards.verifier"):
@@ -160,7 +171,10 @@ def test_counters_are_logged_now_and_then(monkeypatch, caplog):
             checker.count(verifier.Result(is_correct=True, has_answer=True))
         assert caplog.text == ""
         checker.count(verifier.Result(is_correct=False, has_answer=False, fast_path=False, timed_out=True))
-        assert "scored 64, correct 63, no_answer 1, fast_path 63, remembered 0, timed_out 1, errors 0" in caplog.text
+        assert (
+            "scored 64, correct 63, no_answer 1, fast_path 63, remembered 0, timed_out 1, raised 0, errors 0"
+            in caplog.text
+        )
         for _ in range(64):
             checker.count(verifier.Result(is_correct=True, has_answer=True))
         assert caplog.text.count("scored") == 2

@@ -179,6 +179,13 @@ def test_a_pool_that_stands_still_is_replaced(caplog):
         made.close()
 
 
+def test_what_a_comparison_raises_comes_back(pool):
+    """No text: what a library raises about an expression is told from a verdict."""
+    decision = pool.submit(None, "x", 0.0, frozenset()).result(60)
+    assert (decision.is_equal, decision.timed_out) == (False, False)
+    assert decision.error.startswith("TypeError: ")
+
+
 def test_many_threads_may_ask_at_once(pool):
     with ThreadPoolExecutor(32) as threads:
         outcomes = list(threads.map(lambda number: submit(pool, RIGHT if number % 2 else WRONG).result(60), range(200)))

@@ -10,7 +10,7 @@ from typing import Any
 from cfpo_verl.data_sources import data_source as known_data_source
 from cfpo_verl.rewards.answers import canonical_answer, parse_number, read
 from cfpo_verl.rewards.compare import compare
-from cfpo_verl.rewards.verifier import Asked, Result, Verifier, close, verifier_for
+from cfpo_verl.rewards.verifier import Asked, Result, close, verifier_for
 from cfpo_verl.rewards.workers import Limits
 
 __all__ = ["REWARD_KWARGS", "close", "compute_score", "compute_score_async", "unfit_gold"]
@@ -60,11 +60,8 @@ def compute_score(
         >>> compute_score("openai/gsm8k", "Half of it is 12.\n#### 12", "12")
         {'score': 1.0, 'acc': 1.0}
     """
-    checker = verifier_for(Limits(workers, deadline_s, memory_gb))
-    begin_s = time.perf_counter()
-    asked = _guarded(checker, lambda: checker.start(data_source, str(solution_str), str(ground_truth), extra_info))
-    result = _guarded(checker, lambda: checker.finish(asked))
-    return _counted(checker, result, begin_s).as_dict(diagnostics)
+    scoring = _Scoring(Limits(workers, deadline_s, memory_gb), data_source, solution_str, ground_truth, extra_info)
+    return scoring.finish().as_dict(diagnostics)
 
 
 async def compute_score_async(
@@ -82,30 +79,39 @@ async def compute_score_async(
 
     For verl's reward loop, which runs plain functions in a few threads that it needs for decoding too.
     """
-    checker = verifier_for(Limits(workers, deadline_s, memory_gb))
-    begin_s = time.perf_counter()
-    asked = _guarded(checker, lambda: checker.start(data_source, str(solution_str), str(ground_truth), extra_info))
-    if isinstance(asked, Asked):
+    scoring = _Scoring(Limits(workers, deadline_s, memory_gb), data_source, solution_str, ground_truth, extra_info)
+    if isinstance(scoring.asked, Asked):
         # Others may wait for the same decision: being cancelled must not cancel it.
-        await asyncio.shield(asyncio.wrap_future(asked.decision))
-    result = _guarded(checker, lambda: checker.finish(asked))
-    return _counted(checker, result, begin_s).as_dict(diagnostics)
+        await asyncio.shield(asyncio.wrap_future(scoring.asked.decision))
+    return scoring.finish().as_dict(diagnostics)
 
 
-def _guarded(checker: Verifier, step: Callable[[], Any]) -> Any:
-    """Take a step in which no response may end a run: an error of ours is shown and counted, the response scores 0."""
-    try:
-        return step()
-    except Exception:
-        if checker.counts["errors"] == 0:
-            logger.exception("an error in the verifier; this response scores 0. Further ones are counted only")
-        checker.counts["errors"] += 1
-        return Result(is_correct=False, has_answer=False)
+class _Scoring:
+    """One response on its way to a score, begun."""
 
+    def __init__(
+        self, limits: Limits, data_source: str, response: str, gold: str, extra_info: Mapping[str, Any] | None
+    ) -> None:
+        self._verifier = verifier_for(limits)
+        self._begin_s = time.perf_counter()
+        self.asked: Result | Asked = self._guarded(
+            lambda: self._verifier.start(data_source, str(response), str(gold), extra_info)
+        )
 
-def _counted(checker: Verifier, result: Result, begin_s: float) -> Result:
-    checker.count(result)
-    return replace(result, verify_s=time.perf_counter() - begin_s)
+    def finish(self) -> Result:
+        result = self._guarded(lambda: self._verifier.finish(self.asked))
+        self._verifier.count(result)
+        return replace(result, verify_s=time.perf_counter() - self._begin_s)
+
+    def _guarded(self, step: Callable[[], Any]) -> Any:
+        """Take a step in which no response may end a run: an error of ours is shown and counted, and scores 0."""
+        try:
+            return step()
+        except Exception:
+            if self._verifier.counts["errors"] == 0:
+                logger.exception("an error in the verifier; this response scores 0. Further ones are counted only")
+            self._verifier.counts["errors"] += 1
+            return Result(is_correct=False, has_answer=False)
 
 
 def unfit_gold(data_source: str, gold: str) -> str | None:

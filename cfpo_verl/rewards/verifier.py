@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import sys
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -21,6 +20,8 @@ from cfpo_verl.rewards.extract import extract_answer
 from cfpo_verl.rewards.workers import Decision, Limits, SymbolicWorkers, forget_fork_server
 
 logger = logging.getLogger(__name__)
+# For the counters: verl's reward workers have a handler at the root, which shows them; a script of one's own has none.
+logger.setLevel(logging.INFO)
 
 _CACHED_DECISIONS = 20_000
 _LOG_EVERY_S = 600.0
@@ -117,6 +118,10 @@ class Verifier:
         decision = asked.decision.result()
         if decision.timed_out:
             self._forget_undecided(asked.decision)
+        if decision.error:
+            if self.counts["raised"] == 0:
+                logger.warning("%r against %r: %s; it scores 0", asked.answer, asked.gold, decision.error)
+            self.counts["raised"] += 1
         is_correct = decision.is_equal and not (asked.problem and is_echo(asked.answer, asked.gold, asked.problem))
         return Result(is_correct, has_answer=True, fast_path=False, timed_out=decision.timed_out)
 
@@ -157,7 +162,7 @@ class Verifier:
             logger.info("rewards of this process: %s", line)
 
 
-_LOGGED = ("scored", "correct", "no_answer", "fast_path", "remembered", "timed_out", "errors")
+_LOGGED = ("scored", "correct", "no_answer", "fast_path", "remembered", "timed_out", "raised", "errors")
 
 
 def _problem(extra_info: Mapping[str, Any] | None) -> str:
@@ -213,7 +218,6 @@ def verifier_for(limits: Limits) -> Verifier:
         if limits in _failures:
             raise _failures[limits]
         if limits not in _verifiers:
-            _show_log()
             made = Verifier(limits)
             try:
                 canary.check(made)
@@ -244,14 +248,3 @@ def _forget() -> None:
 
 
 os.register_at_fork(after_in_child=_forget)
-
-
-def _show_log() -> None:
-    """Make the counters visible where nobody has set up logging, as in Ray's workers."""
-    package = logging.getLogger("cfpo_verl.rewards")
-    if package.level == logging.NOTSET:
-        package.setLevel(logging.INFO)
-    if not package.hasHandlers():
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(name)s %(process)d: %(message)s"))
-        package.addHandler(handler)

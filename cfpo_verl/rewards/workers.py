@@ -60,10 +60,12 @@ class Decision:
     Args:
         is_equal: The verdict; False if there is none.
         timed_out: Whether the job was ended for its time or memory, so that there is no verdict.
+        error: What a library raised instead of a verdict, or "".
     """
 
     is_equal: bool
     timed_out: bool = False
+    error: str = ""
 
 
 class _Process(ForkServerProcess):
@@ -89,18 +91,18 @@ def _limit_worker(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _run(deadline_s: float, answer: str, gold: str, relative_tolerance: float, words: frozenset[str]) -> bool:
+def _run(deadline_s: float, answer: str, gold: str, relative_tolerance: float, words: frozenset[str]) -> Decision:
     """Run in a worker: decide within the deadline, or die."""
     from cfpo_verl.rewards.symbolic import decide
 
     # Not a handler: the default action of this signal is to end the process.
     signal.setitimer(signal.ITIMER_PROF, deadline_s)
     try:
-        return decide(answer, gold, relative_tolerance, words)
+        return Decision(decide(answer, gold, relative_tolerance, words))
     except MemoryError:
         os._exit(_OUT_OF_MEMORY)
-    except Exception:  # whatever a library raises about an expression, it is not the gold answer
-        return False
+    except Exception as error:  # sympy raises anything about some expressions; the asking process counts it
+        return Decision(False, error=f"{type(error).__name__}: {error}"[:500])
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
@@ -167,11 +169,11 @@ class SymbolicWorkers:
         else:
             future.add_done_callback(lambda done: self._finish(outcome, job, pool, done))
 
-    def _finish(self, outcome: "Future[Decision]", job: _Job, pool: ProcessPool, done: "Future[bool]") -> None:
+    def _finish(self, outcome: "Future[Decision]", job: _Job, pool: ProcessPool, done: "Future[Decision]") -> None:
         self._last_progress_s = time.monotonic()
         error = RuntimeError("cancelled") if done.cancelled() else done.exception()
         if error is None:
-            self._resolve(outcome, Decision(bool(done.result())))
+            self._resolve(outcome, done.result())
         elif isinstance(error, ProcessExpired) and error.exitcode in (-signal.SIGPROF, _OUT_OF_MEMORY):
             self._resolve(outcome, Decision(False, timed_out=True))
         elif isinstance(error, ProcessExpired | FutureTimeoutError) and job.attempts_left and job.pool is pool:
