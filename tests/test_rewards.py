@@ -144,8 +144,8 @@ def test_an_error_of_ours_ends_no_run(monkeypatch, caplog):
     def broken(*_arguments):
         raise ZeroDivisionError("on purpose")
 
+    checker = verifier.verifier_for(Limits())  # its canary needs what is broken next
     monkeypatch.setattr(verifier, "extract_answer", broken)
-    checker = verifier.verifier_for(Limits())
     monkeypatch.setattr(checker, "counts", type(checker.counts)())
     for _ in range(3):
         assert compute_score(MATH, r"\boxed{1}", "1") == {"score": 0, "acc": 0}
