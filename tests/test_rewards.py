@@ -153,6 +153,18 @@ def test_an_error_of_ours_ends_no_run(monkeypatch, caplog):
     assert caplog.text.count("ZeroDivisionError: on purpose") == 1
 
 
+def test_what_was_not_decided_is_asked_anew(monkeypatch):
+    made = verifier.Verifier(Limits())
+    decisions = [Decision(False, timed_out=True), Decision(True)]
+    monkeypatch.setattr(made.workers, "submit", lambda *_job: finished(decisions.pop(0)))
+    results = [made.finish(made.start(MATH, r"\boxed{\tan x}", r"\cot x", None)) for _ in range(3)]
+    assert [(result.timed_out, result.is_correct) for result in results] == [
+        (True, False),
+        (False, True),
+        (False, True),
+    ]
+
+
 def test_what_a_library_raises_is_counted_and_shown_once(monkeypatch, caplog):
     made = verifier.Verifier(Limits())
     raised = Decision(False, error="TypeError: on purpose")

@@ -138,6 +138,9 @@ FOOLING = {
         ("x+2305843009213693951", "x"),
         (r"0.333333333333333333333333333333333x", r"\frac{x}{3}"),
     ],
+    "digits with an irrational that is none": [
+        ("1.4142135623730950488016887242096980785696718753769480731767e^0", r"\sqrt2"),
+    ],
     "derivatives": [
         (r"-\frac{d x}{d t}=k x-a", r"\frac{d x}{d t}=k x-a"),
         (r"5\frac{d x}{d t}=k x-a", r"\frac{d x}{d t}=k x-a"),
@@ -161,6 +164,7 @@ FOOLING = {
         ("2K", "2k"),
         ("8x^2", "8n^2"),
         (r"\Phi", r"\phi"),
+        (r"\sin(N-n)", r"\sin(n-N)"),
         ("52_9", "52_8"),
         ("y=2x", "f(x)=2x"),
     ],
