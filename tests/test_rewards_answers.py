@@ -221,9 +221,12 @@ def test_exact_numbers_are_compared_exactly():
 def test_depth_and_size_are_bounded():
     with pytest.raises(algebra.NotAlgebra, match="nested too deeply"):
         algebra.parse("(" * 40 + "1" + ")" * 40)
-    terms = "+".join(f"{prime}^{{-{39_999 // prime.bit_length()}}}" for prime in (3, 5, 7))
-    with pytest.raises(algebra.NotAlgebra, match="too large"):
-        algebra.value(algebra.parse(terms))
+    # Bounded at every step, not only at the end: each of these ends as a small number.
+    powers = [f"{prime}^{{{39_999 // prime.bit_length()}}}" for prime in (3, 5, 7)]
+    inverses = [power.replace("{", "{-") for power in powers]
+    for text in ("+".join(inverses) + "-" + "-".join(inverses), r"\cdot ".join(powers + inverses)):
+        with pytest.raises(algebra.NotAlgebra, match="too large"):
+            algebra.value(algebra.parse(text))
 
 
 def test_fingerprints_are_those_of_rational_functions():
