@@ -5,6 +5,7 @@
     versions.<attempt>.json   versions of the packages that decide a result
     log.<attempt>.txt         the output of all processes, Ray's workers included
     checkpoints/              verl's
+    stop_requested            whoever wants the run to save and end makes it; `cfpo-verl train` removes it
 
 verl's logger opens its file anew, so every attempt (a resumed or repeated run) has files of its own.
 """
@@ -33,6 +34,31 @@ def metrics_path(run_dir: Path, attempt: int) -> Path:
 def log_path(run_dir: Path, attempt: int) -> Path:
     """Return the log file of one attempt."""
     return run_dir / f"log.{attempt}.txt"
+
+
+def stop_request_path(run_dir: Path) -> Path:
+    """Return the file that asks a run to save a checkpoint at the end of its step and to end."""
+    return run_dir / "stop_requested"
+
+
+def answer_stop_request(run_dir: Path, checkpoint: Path) -> None:
+    """Note in the file of the request that it was met, and with which checkpoint.
+
+    The file is written in place: another node of a network folder sees the content of a file that it opens, while it
+    may go on for a minute not to see a new one.
+    """
+    stop_request_path(run_dir).write_text(json.dumps({"saved": str(checkpoint)}) + "\n")
+
+
+def take_stop_request(run_dir: Path) -> Path | None:
+    """Remove the request, if there is one, and return the checkpoint with which it was met, None if it was not."""
+    path = stop_request_path(run_dir)
+    try:
+        answer = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):  # not asked for, or not answered: it is then empty, or what somebody wrote
+        answer = None
+    path.unlink(missing_ok=True)
+    return Path(answer["saved"]) if isinstance(answer, dict) and "saved" in answer else None
 
 
 def next_attempt(run_dir: Path) -> int:

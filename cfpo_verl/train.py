@@ -48,8 +48,15 @@ examples:
   cfpo-verl train experiment=cpu_quickstart actor_rollout_ref.actor.policy_loss.epsilon=0.1 run_dir=runs/epsilon_0.1
   cfpo-verl train experiment=cpu_quickstart algo=cfpo,grpo seed=0,1 --multirun
 
-exit status: 0 trained; 1 failed while training; 2 refused before anything was started; 130 interrupted
+To stop a run early and lose nothing: `touch RUN_DIR/stop_requested`. It saves a checkpoint at the end of its step,
+and the same command goes on from there; see docs/checkpoints.md.
+
+exit status: 0 trained; 1 failed while training; 2 refused before anything was started; 130 interrupted;
+75 stopped on request after saving, run the same command again to go on
 """
+
+# EX_TEMPFAIL of sysexits.h: try again later.
+STOPPED_ON_REQUEST = 75
 
 # Groups that a user chooses from, in the order of the help.
 CHOICES = (
@@ -92,8 +99,11 @@ class TrainingError(RuntimeError):
     """verl's trainer failed; the message has its last words and the path of the log."""
 
 
-def train(config: DictConfig) -> None:
+def train(config: DictConfig) -> Path | None:
     """Check the config and run verl's trainer with it.
+
+    Returns:
+        The checkpoint that was saved before the run stopped on request, None if it went on to its last step.
 
     Raises:
         RefusedError: Before Ray starts, with every failure that was found.
@@ -119,6 +129,8 @@ def train(config: DictConfig) -> None:
             str(run_dir.metrics_path(folder, attempt)),
             force_add=True,
         )
+        _watch_for_stop_request(config)
+    run_dir.take_stop_request(folder)  # of an earlier attempt
     run_dir.write_attempt(folder, attempt, OmegaConf.to_yaml(config, resolve=True))
     log_path = run_dir.log_path(folder, attempt)
     print(
@@ -146,6 +158,16 @@ def train(config: DictConfig) -> None:
             raise TrainingError(
                 f"training failed: {last_line}\nAll output up to there, tracebacks included, is in {log_path}"
             ) from error
+    return run_dir.take_stop_request(folder)
+
+
+def _watch_for_stop_request(config: DictConfig) -> None:
+    """Let verl's trainer build our checkpoint callback, which calls the user's own."""
+    ours = "cfpo_verl.stop_request.StopOnRequest"
+    users = config.trainer.get("checkpoint_callback_class")
+    if users != ours:
+        config.checkpoint_callback_class = users
+        config.trainer.checkpoint_callback_class = ours
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -189,7 +211,7 @@ def _separate_runs(config: DictConfig) -> None:
 def _hydra_main(config: DictConfig) -> None:
     _separate_runs(config)
     try:
-        train(config)
+        saved = train(config)
     except RefusedError as error:
         # Not left to Hydra, which would add a line of its own.
         for finding in error.findings:
@@ -198,6 +220,11 @@ def _hydra_main(config: DictConfig) -> None:
     except TrainingError as error:
         print(f"cfpo-verl train: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    if saved is not None:
+        print(
+            f"cfpo-verl train: stopped on request; saved {saved}. The same command goes on from there", file=sys.stderr
+        )
+        raise SystemExit(STOPPED_ON_REQUEST)
 
 
 def _refused() -> int:
