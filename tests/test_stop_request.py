@@ -39,7 +39,7 @@ class Loop(trainer_base.PPOTrainer):
         self.events = []
 
     def step(self, metrics, timing_raw):
-        self.in_step(self.global_steps)
+        self.in_step(self, self.global_steps)
         return SimpleNamespace(keys=[], partition_id="train")
 
     def on_sample_end(self):
@@ -92,19 +92,28 @@ def run(tmp_path, monkeypatch):
     return start
 
 
-def request(run_dir, step):
-    """Ask at a step, and give the watcher time to see it, as a real step does."""
+def wait_for_save_freq(loop, value):
+    """Wait for the watcher, which has the whole of a step in a real run."""
+    deadline = time.monotonic() + 30
+    while loop.config.trainer.save_freq != value:
+        assert time.monotonic() < deadline, "the watcher did not see the file"
+        time.sleep(0.01)
 
-    def in_step(current):
+
+def request(run_dir, step, is_seen=True):
+    """Return what makes the request in a step."""
+
+    def in_step(loop, current):
         if current == step:
             stop_request_path(run_dir).touch()
-            time.sleep(0.3)
+            if is_seen:
+                wait_for_save_freq(loop, 1)
 
     return in_step
 
 
 def test_without_a_request_nothing_changes(run):
-    loop = run(lambda _step: None)
+    loop = run(lambda _loop, _step: None)
     assert [event for event in loop.events if event.startswith("logged")] == [f"logged {step}" for step in (1, 2, 3, 4)]
     assert SAVES == []
 
@@ -125,7 +134,7 @@ def test_a_request_saves_the_step_finishes_it_and_ends_the_loop(run, tmp_path):
 
 def test_a_request_that_comes_just_before_a_regular_save(run, tmp_path, monkeypatch):
     monkeypatch.setattr(stop_request, "POLL_S", 1000)  # the watcher does not see it
-    loop = run(request(tmp_path, 2), "trainer.save_freq=2")
+    loop = run(request(tmp_path, 2, is_seen=False), "trainer.save_freq=2")
     assert loop.events[-2:] == ["logged 2", "closed"]
     assert take_stop_request(tmp_path) == tmp_path / "checkpoints" / "global_step_2"
 
@@ -139,12 +148,12 @@ def test_a_request_in_the_last_step_changes_the_save_only(run, tmp_path):
 
 
 def test_a_request_can_be_taken_back(run, tmp_path):
-    def in_step(step):
+    def in_step(loop, step):
         if step == 2:
             stop_request_path(tmp_path).touch()
-            time.sleep(0.3)
+            wait_for_save_freq(loop, 1)
             stop_request_path(tmp_path).unlink()
-            time.sleep(0.3)
+            wait_for_save_freq(loop, 100)
 
     loop = run(in_step, "trainer.save_freq=100")
     assert "logged 4" in loop.events
