@@ -6,6 +6,7 @@
     log.<attempt>.txt         the output of all processes, Ray's workers included
     checkpoints/              verl's
     stop_requested            whoever wants the run to save and end makes it; `cfpo-verl train` removes it
+    tracking_id               id of the run at W&B or SwanLab, the same for all attempts
 
 verl's logger opens its file anew, so every attempt (a resumed or repeated run) has files of its own.
 """

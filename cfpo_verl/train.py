@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import cfpo_verl.resolvers  # noqa: F401 - what our config files calculate with
-from cfpo_verl import config_groups, doctor, run_dir
+from cfpo_verl import config_groups, doctor, resume, run_dir
+from cfpo_verl.checkpoints import set_aside
 from cfpo_verl.doctor import report
 from cfpo_verl.processes import ending_what_it_starts
 from cfpo_verl.progress import following
@@ -128,16 +129,17 @@ def train(config: DictConfig, nodes: bool = False) -> Path | None:
 
     folder = Path(config.run_dir).absolute()
     attempt = run_dir.next_attempt(folder)
+    # Loggers read these in another process.
+    variables = {
+        "VERL_FILE_LOGGER_PATH": str(run_dir.metrics_path(folder, attempt)),
+        **resume.tracking_env(config, folder, doctor.worker_env(config)),
+    }
     with open_dict(config):
         config.run_dir = str(folder)
-        # verl's file logger reads its path in another process, from the environment.
-        OmegaConf.update(
-            config,
-            "ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH",
-            str(run_dir.metrics_path(folder, attempt)),
-            force_add=True,
-        )
+        for name, value in variables.items():
+            OmegaConf.update(config, f"ray_kwargs.ray_init.runtime_env.env_vars.{name}", value, force_add=True)
         _watch_for_stop_request(config)
+    _go_on(config)
     run_dir.take_stop_request(folder)  # of an earlier attempt
     run_dir.write_attempt(folder, attempt, OmegaConf.to_yaml(config, resolve=True))
     log_path = run_dir.log_path(folder, attempt)
@@ -167,6 +169,21 @@ def train(config: DictConfig, nodes: bool = False) -> Path | None:
                 f"training failed: {last_line}\nAll output up to there, tracebacks included, is in {log_path}"
             ) from error
     return run_dir.take_stop_request(folder)
+
+
+def _go_on(config: DictConfig) -> None:
+    """Choose the checkpoint that verl loads, say which, and set aside those that are not whole."""
+    if config.trainer.resume_mode == "resume_path":
+        # verl takes the step from the end of the path, where a slash would be in its way.
+        config.trainer.resume_from_path = str(Path(config.trainer.resume_from_path).absolute())
+    found = resume.find_checkpoint(config)
+    if found is None:
+        return
+    if description := resume.describe(found):
+        print(f"cfpo-verl: {description}", file=sys.stderr)
+    for checkpoint in found.skipped:
+        set_aside(checkpoint)
+    resume.use_checkpoint(config, found)
 
 
 def _watch_for_stop_request(config: DictConfig) -> None:

@@ -4,10 +4,13 @@ import os
 import resource
 import shutil
 import socket
+from pathlib import Path
 
 import pytest
+import verl
 from doctor_configs import failed, gpu_config, ok, quickstart, warnings
 from omegaconf import open_dict
+from test_checkpoints import save
 from test_doctor_model import write_weights
 
 from cfpo_verl.config_groups import platform_env
@@ -63,13 +66,28 @@ def test_a_run_dir_that_may_not_be_looked_at(config, monkeypatch):
     ]
 
 
-def test_saving_in_the_background_is_megatrons(saving):
+def test_nothing_is_saved_in_the_background(saving):
     assert failed(machine.check_checkpoints(saving)) == []
     saving.actor_rollout_ref.actor.checkpoint.async_save = True
     [problem] = failed(machine.check_checkpoints(saving))
-    assert "async_save=true with strategy=fsdp: only Megatron saves in the background" in problem
-    saving.actor_rollout_ref.actor.strategy = "megatron"
-    assert failed(machine.check_checkpoints(saving)) == []
+    assert "async_save=true: only Megatron saves in the background, and nothing in verl 0.9 completes" in problem
+
+
+def test_nothing_in_verl_completes_what_megatron_saves_in_the_background():
+    """The older trainer asks a method of the workers that no worker has; the default one does not even ask."""
+    sources = {path: path.read_text() for path in Path(verl.__file__).parent.rglob("*.py")}
+    assert any("add_finalize_fn" in text for text in sources.values())
+    assert not any("maybe_finalize_async_calls" in text for text in sources.values())
+    assert not any("def async_calls_finalize_fn_exec" in text for text in sources.values())
+
+
+def test_warns_of_keeping_a_single_checkpoint(saving):
+    assert warnings(machine.check_checkpoints(saving)) == []
+    saving.trainer.max_actor_ckpt_to_keep = 1
+    [warning] = warnings(machine.check_checkpoints(saving))
+    assert "max_actor_ckpt_to_keep=1: verl removes the only checkpoint before the next one is whole" in warning
+    saving.trainer.max_actor_ckpt_to_keep = 2
+    assert warnings(machine.check_checkpoints(saving)) == []
 
 
 def test_warns_of_a_run_that_saves_nothing(saving, config):
@@ -81,47 +99,52 @@ def test_warns_of_a_run_that_saves_nothing(saving, config):
 
 def test_where_a_run_goes_on(saving, tmp_path):
     folder = tmp_path / "checkpoints"
-    (folder / "global_step_20").mkdir(parents=True)
-    [problem] = failed(machine.check_checkpoints(saving))
-    assert (
-        "has checkpoints up to step 20 but no latest_checkpointed_iteration.txt, so verl would start from 0" in problem
-    )
-    tracker = folder / "latest_checkpointed_iteration.txt"
-    tracker.write_text("20")
-    assert ok(machine.check_checkpoints(saving)) == [f"resumes from step 20 in {folder}"]
-    tracker.write_text("30")
-    [problem] = failed(machine.check_checkpoints(saving))
-    assert "names step 30, but there is no global_step_30 beside it" in problem
-    tracker.write_text("20")
+    save(folder, 20, world_size=8)
+    assert ok(machine.check_checkpoints(saving)) == [f"goes on from step 20, {folder}/global_step_20"]
+    (folder / "latest_checkpointed_iteration.txt").write_text("")
+    (save(folder, 30, world_size=8) / "data.pt").unlink()
+    [found] = ok(machine.check_checkpoints(saving))
+    assert "goes on from step 20" in found
+    assert "skips what is not whole: global_step_30 (data.pt is missing)" in found
     saving.trainer.total_training_steps = 20
     [warning] = warnings(machine.check_checkpoints(saving))
-    assert "resume from step 20 and trainer.total_training_steps=20: nothing is left to train" in warning
+    assert "go on from step 20 and trainer.total_training_steps=20: nothing is left to train" in warning
+    (folder / "global_step_20" / "data.pt").unlink()
+    [warning] = warnings(machine.check_checkpoints(saving))
+    assert "begins at step 1, because no checkpoint is whole" in warning
     saving.trainer.resume_mode = "disable"
     assert list(machine.check_checkpoints(saving)) == []
 
 
-def test_where_verl_resumes_is_where_we_say(tmp_path):
-    """verl's own function, on the folders of the test above."""
-    from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
-
-    (tmp_path / "global_step_20").mkdir()
-    assert find_latest_ckpt_path(str(tmp_path)) is None
-    tracker = tmp_path / "latest_checkpointed_iteration.txt"
-    tracker.write_text("20")
-    assert find_latest_ckpt_path(str(tmp_path)) == str(tmp_path / "global_step_20")
-    tracker.write_text("30")
-    assert find_latest_ckpt_path(str(tmp_path)) is None
+def test_a_checkpoint_of_other_ranks(saving, tmp_path):
+    save(tmp_path / "checkpoints", 20, world_size=4)
+    [problem] = failed(machine.check_checkpoints(saving))
+    assert "was saved by 4 ranks, and FSDP can load it only into as many: this run has 8" in problem
+    assert "Run it on 4" in problem
 
 
 def test_a_checkpoint_to_resume_from(saving, tmp_path):
     saving.trainer.resume_mode = "resume_path"
-    saving.trainer.resume_from_path = str(tmp_path / "global_step_5")
+    saving.trainer.resume_from_path = f"{tmp_path}/global_step_5/"
     [problem] = failed(machine.check_checkpoints(saving))
-    assert "global_step_5 is not a folder global_step_<N>" in problem
-    (tmp_path / "global_step_5").mkdir()
+    assert "global_step_5/ is not a folder global_step_<N>" in problem
+    checkpoint = save(tmp_path, 5, world_size=8)
     assert failed(machine.check_checkpoints(saving)) == []
+    (checkpoint / "actor" / "optim_world_size_8_rank_7.pt").unlink()
+    [problem] = failed(machine.check_checkpoints(saving))
+    assert "is not whole: actor/optim_world_size_8_rank_7.pt is missing" in problem
+    shutil.rmtree(checkpoint)
+    save(tmp_path, 5, world_size=2)
+    [problem] = failed(machine.check_checkpoints(saving))
+    assert "was saved by 2 ranks" in problem
     saving.trainer.resume_mode = "always"
     assert "resume_mode=always is not known" in failed(machine.check_checkpoints(saving))[0]
+
+
+def test_an_engine_whose_checkpoints_are_not_known(saving):
+    saving.actor_rollout_ref.actor.strategy = "torchtitan"
+    [warning] = warnings(machine.check_checkpoints(saving))
+    assert "strategy=torchtitan: its checkpoints are not known to us, so verl looks for the last one" in warning
 
 
 def test_size_of_a_checkpoint(saving):

@@ -1,7 +1,6 @@
 """Checks of this machine: folders, disk, CPUs, GPUs, ports and limits, and which Ray cluster a run would join."""
 
 import os
-import re
 import resource
 import shutil
 import socket
@@ -12,10 +11,12 @@ from tempfile import TemporaryFile
 import psutil
 from omegaconf import DictConfig, OmegaConf
 
+from cfpo_verl.checkpoints import WorldSizeError, check_world_size, is_checkpoint, step_of, why_incomplete
 from cfpo_verl.doctor.batches import has_lora
 from cfpo_verl.doctor.environment import worker_env
 from cfpo_verl.doctor.finding import Finding, failed, ok, warning
 from cfpo_verl.doctor.model import count_parameters, local_folder, model_path
+from cfpo_verl.resume import describe, expected_checkpoint, find_checkpoint
 
 # What Ray listens on after `ray start --head`, without options of its own.
 RAY_PORTS = {6379: "GCS, --port", 8265: "dashboard, --dashboard-port", 10001: "client server, --ray-client-server-port"}
@@ -57,12 +58,10 @@ def check_run_dir(config: DictConfig) -> Iterator[Finding]:
 def check_checkpoints(config: DictConfig) -> Iterator[Finding]:
     """Check that checkpoints are written, and say from which step a run would go on."""
     trainer, actor = config.trainer, config.actor_rollout_ref.actor
-    if trainer.save_freq > 0 and actor.checkpoint.async_save and actor.strategy != "megatron":
+    if actor.checkpoint.async_save:
         yield failed(
-            f"actor_rollout_ref.actor.checkpoint.async_save=true with strategy={actor.strategy}: only Megatron "
-            "saves in "
-            "the background; the file that names the last checkpoint is never written, and a resumed run restarts "
-            "from 0",
+            "actor_rollout_ref.actor.checkpoint.async_save=true: only Megatron saves in the background, and nothing in "
+            "verl 0.9 completes what it saved there; a checkpoint would never be whole",
             "Set actor_rollout_ref.actor.checkpoint.async_save=false",
         )
     if trainer.save_freq <= 0 and trainer.device != "cpu":
@@ -71,52 +70,63 @@ def check_checkpoints(config: DictConfig) -> Iterator[Finding]:
             "and one that ends leaves no model",
             "Set trainer.save_freq to a number of steps",
         )
+    for key in ("max_actor_ckpt_to_keep", "max_critic_ckpt_to_keep"):
+        if trainer[key] == 1 or trainer.get("remove_previous_ckpt_in_save"):
+            yield warning(
+                f"trainer.{key}=1: verl removes the only checkpoint before the next one is whole, and a run that is "
+                "stopped in between has none",
+                f"Set trainer.{key}=2",
+            )
     yield from _check_resume(config)
 
 
 def _check_resume(config: DictConfig) -> Iterator[Finding]:
-    """Say from which checkpoint verl would resume, by its own rules."""
-    trainer = config.trainer
-    if trainer.resume_mode == "disable":
-        return
-    if trainer.resume_mode == "resume_path":
-        path = str(trainer.resume_from_path)
-        if "global_step_" not in path or not os.path.isdir(path):
+    """Say from which checkpoint a run would go on."""
+    trainer, step = config.trainer, 0
+    expected = expected_checkpoint(config)
+    try:
+        if trainer.resume_mode == "resume_path":
+            path = Path(str(trainer.resume_from_path)).absolute()
+            if not is_checkpoint(path):
+                yield failed(
+                    f"trainer.resume_from_path={trainer.resume_from_path} is not a folder global_step_<N>",
+                    "Give one of trainer.default_local_dir, or set trainer.resume_mode=auto",
+                )
+            elif expected and (reason := why_incomplete(path, expected)):
+                yield failed(
+                    f"trainer.resume_from_path={path} is not whole: {reason}",
+                    "Give another one, or set trainer.resume_mode=auto, which takes the newest that is whole",
+                )
+            elif expected:
+                check_world_size(path, expected)
+                step = step_of(path)
+        elif trainer.resume_mode == "auto":
+            found = find_checkpoint(config)
+            if found is None:
+                yield warning(
+                    f"strategy={config.actor_rollout_ref.actor.strategy}: its checkpoints are not known to us, so verl "
+                    "looks for the last one, in latest_checkpointed_iteration.txt, and whether it is whole is not seen",
+                    "Use FSDP or Megatron, or name a checkpoint with trainer.resume_mode=resume_path",
+                )
+            elif found.path:
+                step = found.step
+                yield ok(describe(found))
+            elif found.skipped:
+                yield warning(
+                    describe(found), "Stop here if one of them can be repaired; they are renamed, not removed"
+                )
+        elif trainer.resume_mode != "disable":
             yield failed(
-                f"trainer.resume_from_path={path} is not a folder global_step_<N>",
-                "Give one of trainer.default_local_dir, or set trainer.resume_mode=auto",
+                f"trainer.resume_mode={trainer.resume_mode} is not known: verl would go on with no checkpoint to load",
+                "Choose one of: auto, disable, resume_path",
             )
-        return
-    if trainer.resume_mode != "auto":
-        yield failed(
-            f"trainer.resume_mode={trainer.resume_mode} is not known: verl would go on with no checkpoint to load",
-            "Choose one of: auto, disable, resume_path",
-        )
-        return
-    folder = Path(str(trainer.default_local_dir))
-    tracker = folder / "latest_checkpointed_iteration.txt"
-    saved = [int(match[1]) for path in folder.glob("global_step_*") if (match := re.search(r"_(\d+)$", path.name))]
-    if tracker.is_file() and tracker.read_text().strip().isdigit():
-        step = int(tracker.read_text())
-        if step not in saved:
-            yield failed(
-                f"{tracker} names step {step}, but there is no global_step_{step} beside it: verl would start from 0",
-                "Write the number of a checkpoint that is there into that file, or remove it to start anew",
-            )
-        elif trainer.total_training_steps is not None and step >= trainer.total_training_steps:
-            yield warning(
-                f"the run would resume from step {step} and "
-                f"trainer.total_training_steps={trainer.total_training_steps}: "
-                "nothing is left to train",
-                "Raise trainer.total_training_steps, or choose another run_dir",
-            )
-        else:
-            yield ok(f"resumes from step {step} in {folder}")
-    elif saved:
-        yield failed(
-            f"{folder} has checkpoints up to step {max(saved)} but no {tracker.name}, so verl would start from 0 and "
-            "write over them",
-            f"echo {max(saved)} > {tracker} if that checkpoint is whole, or choose another run_dir",
+    except WorldSizeError as error:
+        yield failed(error.found, error.way_out)
+    if trainer.total_training_steps is not None and step >= trainer.total_training_steps:
+        yield warning(
+            f"the run would go on from step {step} and trainer.total_training_steps={trainer.total_training_steps}: "
+            "nothing is left to train",
+            "Raise trainer.total_training_steps, or choose another run_dir",
         )
 
 

@@ -1,0 +1,82 @@
+"""What a new attempt at a run takes over from the ones before: the checkpoint, and the run of the tracking service."""
+
+import secrets
+import string
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig
+
+from cfpo_verl.checkpoints import LAYOUTS, Expected, Found, newest_complete
+
+# Loggers that go on with a run by variables <PREFIX>_RUN_ID and <PREFIX>_RESUME.
+_PREFIXES = {"wandb": "WANDB", "swanlab": "SWANLAB"}
+
+
+def expected_checkpoint(config: DictConfig) -> Expected | None:
+    """Return what a run needs of a checkpoint, None for an engine whose layout is not known to us."""
+    from verl.trainer.ppo.utils import need_critic
+
+    trainer, actor = config.trainer, config.actor_rollout_ref.actor
+    if actor.strategy not in LAYOUTS:
+        return None
+    return Expected(
+        world_size=trainer.nnodes * trainer.n_gpus_per_node,
+        layout=LAYOUTS[actor.strategy],
+        roles=("actor", "critic") if need_critic(config) else ("actor",),
+        contents=tuple(actor.checkpoint.load_contents),
+        is_async=bool(trainer.use_v1) and trainer.v1.trainer_mode != "sync",
+    )
+
+
+def find_checkpoint(config: DictConfig) -> Found | None:
+    """Find the checkpoint that a run with resume_mode=auto goes on from, None where verl is left to find it.
+
+    Raises:
+        WorldSizeError: If it was saved by another number of ranks than the run has.
+    """
+    expected = expected_checkpoint(config) if config.trainer.resume_mode == "auto" else None
+    return newest_complete(Path(config.trainer.default_local_dir).absolute(), expected) if expected else None
+
+
+def describe(found: Found) -> str:
+    """Say in one line where a run goes on and what it skips, nothing where there is no checkpoint at all."""
+    skipped = "; ".join(f"{checkpoint.name} ({reason})" for checkpoint, reason in found.skipped.items())
+    if found.path is None:
+        return f"begins at step 1, because no checkpoint is whole: {skipped}" if skipped else ""
+    return f"goes on from step {found.step}, {found.path}" + (
+        f"; skips what is not whole: {skipped}" if skipped else ""
+    )
+
+
+def use_checkpoint(config: DictConfig, found: Found) -> None:
+    """Let verl load the checkpoint that was found, instead of the one that its tracker file names."""
+    config.trainer.resume_mode = "resume_path" if found.path else "disable"
+    config.trainer.resume_from_path = str(found.path) if found.path else None
+
+
+def tracking_env(config: DictConfig, folder: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables with which W&B and SwanLab go on with the run of earlier attempts.
+
+    Args:
+        config: The whole config.
+        folder: The run folder, which keeps the id.
+        env: The environment of the workers; what the user set there stays.
+    """
+    chosen = config.trainer.logger
+    loggers = list(chosen) if isinstance(chosen, ListConfig) else [chosen]
+    variables = {}
+    for prefix in (_PREFIXES[logger] for logger in loggers if logger in _PREFIXES):
+        variables[f"{prefix}_RUN_ID"] = env.get(f"{prefix}_RUN_ID") or _tracking_id(folder)
+        variables[f"{prefix}_RESUME"] = env.get(f"{prefix}_RESUME") or "allow"
+    return variables
+
+
+def _tracking_id(folder: Path) -> str:
+    """Return the id in the run folder, made at the first attempt."""
+    path = folder / "tracking_id"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        # Older releases of SwanLab take exactly 21 of these characters, W&B anything like it.
+        path.write_text("".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(21)) + "\n")
+    return path.read_text().strip()
