@@ -60,6 +60,18 @@ def doctor(context: typer.Context) -> None:
 
 
 @app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def slurm(context: typer.Context) -> None:
+    """Run as SLURM jobs: cfpo-verl slurm submit experiment=NAME cluster=NAME. See cfpo-verl slurm --help."""
+    _check_antlr("slurm")
+    from cfpo_verl.slurm.command import app as slurm_app
+
+    slurm_app(context.args, prog_name="cfpo-verl slurm")
+
+
+@app.command(
     epilog="Examples: cfpo-verl experiments;  cfpo-verl experiments 7b 8gpu megatron;  "
     "cfpo-verl experiments gsm8k --json",
 )

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 import cfpo_verl.resolvers  # noqa: F401 - Ray workers resolve our config files
-from cfpo_verl import __version__, cpu
+from cfpo_verl import __version__, cpu, sockets
 from cfpo_verl.compat import check_verl_version
 
 VERL_VERSION = check_verl_version()
@@ -163,5 +163,7 @@ for _name, _estimate in {
     "cfpo_rloo": rloo_advantages,
 }.items():
     register_adv_est(_name)(_group_estimator(_estimate))
+
+sockets.install_if_selected()
 
 logger.info("cfpo_verl %s registered with verl %s", __version__, VERL_VERSION)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -28,14 +29,17 @@ from cfpo_verl.processes import ending_what_it_starts
 from cfpo_verl.progress import following
 
 HELP = """\
-usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--dry-run] [--cfg job] [--multirun]
+usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--dry-run] [--ray] [--cfg job] [--multirun]
+       cfpo-verl train --config FILE [KEY=VALUE ...] [--dry-run] [--ray]
 
 Check a run, then train it with verl's own trainer. What `cfpo-verl doctor` finds wrong is reported
 before Ray starts.
 
   experiment=NAME    a named run; `cfpo-verl experiments` lists and searches them
   KEY=VALUE          any key of verl's config, see --cfg job
+  --config FILE      a resolved config, for example that of an earlier run: RUN_DIR/config.1.yaml
   --dry-run          print the resolved config and the table of `cfpo-verl doctor`, start nothing
+  --ray              also check every node of the running Ray cluster first, as `cfpo-verl doctor --ray` does
   run_dir=DIR        folder of the run (default: runs/<trainer.experiment_name>)
 
 Each part of an experiment can be exchanged:
@@ -80,7 +84,7 @@ CHOICES = (
 )
 
 
-def _verl_config_dir() -> str:
+def verl_config_dir() -> str:
     """Find verl's YAML files without importing verl, which would settle its platform."""
     spec = find_spec("verl")
     if spec is None or spec.origin is None:
@@ -90,7 +94,7 @@ def _verl_config_dir() -> str:
     return str(Path(spec.origin).parent / "trainer" / "config")
 
 
-OmegaConf.register_new_resolver("verl_config_dir", _verl_config_dir, replace=True)
+OmegaConf.register_new_resolver("verl_config_dir", verl_config_dir, replace=True)
 
 
 class RefusedError(ValueError):
@@ -106,8 +110,12 @@ class TrainingError(RuntimeError):
     """verl's trainer failed; the message has its last words and the path of the log."""
 
 
-def train(config: DictConfig) -> Path | None:
+def train(config: DictConfig, nodes: bool = False) -> Path | None:
     """Check the config and run verl's trainer with it.
+
+    Args:
+        config: As `compose` returns it.
+        nodes: Whether to check every node of the running Ray cluster first.
 
     Returns:
         The checkpoint that was saved before the run stopped on request, None if it went on to its last step.
@@ -118,7 +126,7 @@ def train(config: DictConfig) -> Path | None:
     """
     # Before verl is imported anywhere in this process: it settles its platform then.
     os.environ.update(doctor.worker_env(config))
-    findings = doctor.examine(config)
+    findings = doctor.examine(config, nodes=nodes)
     if doctor.failures(findings):
         raise RefusedError(doctor.failures(findings))
     for finding in findings:
@@ -254,8 +262,12 @@ def _separate_runs(config: DictConfig) -> None:
 @hydra.main(config_path="pkg://cfpo_verl.hydra_configs", config_name="train", version_base=None)
 def _hydra_main(config: DictConfig) -> None:
     _separate_runs(config)
+    _train_and_report(config)
+
+
+def _train_and_report(config: DictConfig, nodes: bool = False) -> None:
     try:
-        saved = train(config)
+        saved = train(config, nodes)
     except RefusedError as error:
         # Not left to Hydra, which would add a line of its own.
         for finding in error.findings:
@@ -276,12 +288,36 @@ def _refused() -> int:
     return 2
 
 
-def _dry_run(overrides: list[str]) -> int:
+class ConfigFileError(ValueError):
+    """What follows --config is not the config of a run; the message names it and the way out."""
+
+
+def read_config(file: Path, overrides: list[str]) -> DictConfig:
+    """Read a resolved config and change keys that it has.
+
+    Raises:
+        ConfigFileError: If the file is no config of a run, or an override is none.
+        OmegaConfBaseException: If it has no such key.
+    """
+    try:
+        config = OmegaConf.load(file)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigFileError(f"--config {file}: cannot be read ({error})") from error
+    if not isinstance(config, DictConfig) or "run_dir" not in config or "trainer" not in config:
+        raise ConfigFileError(f"--config {file}: not the config of a run, such as RUN_DIR/config.1.yaml")
+    unfit = [override for override in overrides if "=" not in override or override.startswith(("-", "+", "~"))]
+    if unfit:
+        raise ConfigFileError(f"{unfit[0]}: with --config give KEY=VALUE, for keys that the file has")
+    OmegaConf.set_struct(config, True)
+    config.merge_with_dotlist(overrides)
+    return config
+
+
+def _dry_run(config: DictConfig, nodes: bool) -> int:
     """Print the resolved config and what the checks find."""
-    config = compose(overrides)
     os.environ.update(doctor.worker_env(config))
     print(OmegaConf.to_yaml(config, resolve=True))
-    findings = doctor.examine(config)
+    findings = doctor.examine(config, nodes=nodes)
     report.print_table(findings, sys.stdout)
     return _refused() if doctor.failures(findings) else 0
 
@@ -289,6 +325,26 @@ def _dry_run(overrides: list[str]) -> int:
 def _describe_group(group: str) -> str:
     members = textwrap.wrap(", ".join(config_groups.names(group)), width=80, break_on_hyphens=False)
     return f"  {f'{group}=':<19}" + f"\n{'':21}".join(members)
+
+
+def _run(arguments: list[str]) -> int:
+    """Train, or make a dry run, and return the exit status."""
+    nodes, dry = "--ray" in arguments, "--dry-run" in arguments
+    arguments = [argument for argument in arguments if argument not in ("--ray", "--dry-run")]
+    if "--config" in arguments:
+        before, after = arguments[: arguments.index("--config")], arguments[arguments.index("--config") + 1 :]
+        if not after:
+            raise ConfigFileError("--config: give a file after it")
+        config = read_config(Path(after[0]), before + after[1:])
+    elif nodes or dry:
+        config = compose(arguments)
+    else:
+        _hydra_main()
+        return 0
+    if dry:
+        return _dry_run(config, nodes)
+    _train_and_report(config, nodes)
+    return 0
 
 
 def main(arguments: list[str]) -> int:
@@ -302,9 +358,10 @@ def main(arguments: list[str]) -> int:
     # Hydra then raises its errors instead of printing them and exiting, so that they look like all others.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        if "--dry-run" in arguments:
-            return _dry_run([argument for argument in arguments if argument != "--dry-run"])
-        _hydra_main()
+        return _run(arguments)
+    except ConfigFileError as error:
+        print(f"cfpo-verl train: {error}", file=sys.stderr)
+        return _refused()
     except (HydraException, OmegaConfBaseException) as error:
         print(f"cfpo-verl train: {explain(str(error), arguments)}", file=sys.stderr)
         return _refused()
@@ -317,4 +374,3 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("cfpo-verl train: interrupted; everything it had started is ended", file=sys.stderr)
         return 130
-    return 0

@@ -38,7 +38,7 @@ _GPU = [
 def _compose(primary: str, overrides: tuple[str, ...]) -> DictConfig:
     if primary == "train":
         return train.compose(list(overrides))
-    with hydra.initialize_config_dir(train._verl_config_dir(), version_base=None):
+    with hydra.initialize_config_dir(train.verl_config_dir(), version_base=None):
         return hydra.compose(primary, overrides=list(overrides))
 
 

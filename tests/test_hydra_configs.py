@@ -20,7 +20,7 @@ from cfpo_verl.config_groups import names, platform_env
 
 EXPERIMENTS = names("experiment")
 POLICY_LOSSES = names("policy_loss")
-VERL_CONFIG_DIR = Path(train._verl_config_dir())
+VERL_CONFIG_DIR = Path(train.verl_config_dir())
 OUR_CONFIG_DIR = Path(__file__).parents[1] / "hydra_configs"
 
 

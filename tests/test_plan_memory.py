@@ -15,7 +15,7 @@ from cfpo_verl.plan.memory import Stage, kv_tokens, logit_bytes, micro_batches, 
 from cfpo_verl.plan.read_config import read_run
 from cfpo_verl.plan.run import Batch, Rollout, Run, Trainer
 from cfpo_verl.plan.shapes import ModelShape, shape_of
-from cfpo_verl.train import _verl_config_dir
+from cfpo_verl.train import verl_config_dir
 
 H100 = find_gpu("H100-80GB")
 
@@ -37,7 +37,7 @@ SEVEN_B = [
 
 @cache
 def composed(model_engine):
-    with hydra.initialize_config_dir(_verl_config_dir(), version_base=None):
+    with hydra.initialize_config_dir(verl_config_dir(), version_base=None):
         return hydra.compose("ppo_trainer", overrides=[*SEVEN_B, model_engine])
 
 

@@ -1,0 +1,51 @@
+"""SLURM's own commands."""
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from cfpo_verl.slurm.errors import SlurmError
+
+
+def _run(command: Sequence[str | Path]) -> str:
+    program = str(command[0])
+    if shutil.which(program) is None:
+        raise SlurmError(f"there is no {program} here. Run this where SLURM's commands are, such as a login node")
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SlurmError(f"{program}: {(result.stderr or result.stdout).strip()}")
+    return result.stdout
+
+
+def submit(script: Path) -> str:
+    """Hand a script to sbatch and return the job's id.
+
+    Raises:
+        SlurmError: If sbatch is missing or refuses it.
+    """
+    try:
+        answer = _run(["sbatch", "--parsable", script])
+    except SlurmError as error:
+        raise SlurmError(f"{error}\nThe script is {script}; nothing was queued") from error
+    return answer.strip().split(";", 1)[0]  # a federated cluster adds ;cluster
+
+
+def states(job_id: str) -> list[dict[str, str]]:
+    """Return what SLURM knows of a job, or of each job of an array; nothing once it has forgotten them."""
+    try:
+        shown = _run(["scontrol", "show", "job", "--oneliner", job_id])
+    except SlurmError as error:
+        if "Invalid job id" in str(error):
+            return []
+        raise
+    return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown.splitlines() if line]
+
+
+def cancel(job_id: str) -> None:
+    """Cancel a job.
+
+    Raises:
+        SlurmError: If scancel is missing or refuses.
+    """
+    _run(["scancel", job_id])

@@ -1,0 +1,216 @@
+"""What a site says about its cluster, once, in a file of the config group `cluster`."""
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cfpo_verl.slurm.errors import SlurmError
+
+RUNTIMES = ("none", "pyxis", "apptainer")
+GPU_REQUESTS = ("gpus-per-node", "gres", "none")
+# Of SLURM's forms those that nobody misreads. Without quotes, YAML reads 24:00:00 as the number 86400, which SLURM
+# would take for minutes.
+_TIME = re.compile(r"\d+:\d{2}:\d{2}|\d+-\d+(:\d{2}(:\d{2})?)?")
+_VARIABLE = re.compile(r"[A-Za-z_]\w*")
+_INTERFACE = re.compile(r"[\w.@-]{1,15}")
+
+
+@dataclass
+class Container:
+    """The image that everything on the nodes runs in.
+
+    Args:
+        runtime: One of `RUNTIMES`.
+        image: What the runtime takes: docker://..., a path to a .sqsh or .sif file.
+        mounts: Folders that the container sees, as HOST:CONTAINER.
+    """
+
+    runtime: str = "none"
+    image: str | None = None
+    mounts: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Cluster:
+    """Facts about a SLURM cluster. hydra_configs/cluster/example.yaml explains each key to those who fill it in."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    reservation: str | None = None
+    constraint: str | None = None
+    time: str = "24:00:00"
+    exclusive: bool = True
+    gpu_request: str = "gpus-per-node"
+    gpu_type: str | None = None
+    cpus_per_node: int | None = None
+    memory_per_node: str = "0"
+    sbatch: list[str] = field(default_factory=list)
+    shared_dir: str | None = None
+    scratch_dir: str = "/tmp"
+    network_interface: str | None = None
+    modules: list[str] = field(default_factory=list)
+    setup: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    container: Container = field(default_factory=Container)
+    nodes_deadline_s: int = 900
+    stop_before_end_s: int = 900
+    max_requeues: int = 20
+    max_parallel_jobs: int = 4
+
+
+def from_config(config: DictConfig) -> Cluster:
+    """Read and check the node `cluster` of a composed config.
+
+    Raises:
+        SlurmError: If a key is unknown, or a value makes no sense.
+    """
+    schema = OmegaConf.structured(Cluster)
+    try:
+        cluster = OmegaConf.to_object(OmegaConf.merge(schema, config))
+    except OmegaConfBaseException as error:
+        key = error.full_key or str(error.key)
+        check_key(key)
+        raise SlurmError(f"cluster.{key}: {str(error.msg).splitlines()[0]}") from error
+    assert isinstance(cluster, Cluster)
+    problems = check(cluster)
+    if problems:
+        raise SlurmError("\n".join(problems))
+    return cluster
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that there is not.
+
+    Raises:
+        SlurmError: With the key that was probably meant.
+    """
+    first, _, rest = key.partition(".")
+    within, leaf = (Container, rest) if first == "container" and rest else (Cluster, first)
+    known = [each.name for each in fields(within)]
+    if leaf in known:
+        return
+    close = difflib.get_close_matches(leaf, known, n=1)
+    meant = f"Did you mean {close[0]}? " if close else ""
+    raise SlurmError(f"cluster.{key}: there is no such key. {meant}Known: {', '.join(known)}")
+
+
+def check(cluster: Cluster) -> list[str]:
+    """Return a line for each value that makes no sense, with the rule and the way out."""
+    container = cluster.container
+    rules: list[tuple[bool, str]] = [
+        (
+            cluster.gpu_request in GPU_REQUESTS,
+            f"cluster.gpu_request={cluster.gpu_request!r}: choose one of {', '.join(GPU_REQUESTS)}",
+        ),
+        (
+            container.runtime in RUNTIMES,
+            f"cluster.container.runtime={container.runtime!r}: choose one of {', '.join(RUNTIMES)}",
+        ),
+        (
+            bool(container.image) == (container.runtime != "none"),
+            f"cluster.container.image={container.image!r} with runtime={container.runtime!r}: an image and a runtime "
+            "go together, give both or none",
+        ),
+        (
+            _TIME.fullmatch(cluster.time) is not None,
+            f"cluster.time={cluster.time!r}: SLURM wants [days-]hours:minutes:seconds, for example 24:00:00, in quotes "
+            "in YAML",
+        ),
+        (
+            cluster.network_interface is None or _INTERFACE.fullmatch(cluster.network_interface) is not None,
+            f"cluster.network_interface={cluster.network_interface!r}: give the name of a network interface, as "
+            "`ip -4 addr` on a node shows it, for example ib0",
+        ),
+        (
+            cluster.cpus_per_node is None or cluster.cpus_per_node > 0,
+            f"cluster.cpus_per_node={cluster.cpus_per_node}: give a number above 0, or null for all of the node",
+        ),
+        (
+            cluster.cpus_per_node is not None or cluster.exclusive,
+            "cluster.cpus_per_node=null with exclusive=false: SLURM would give one CPU. Set cpus_per_node",
+        ),
+        (
+            cluster.max_requeues >= 0,
+            f"cluster.max_requeues={cluster.max_requeues}: give 0 (never) or more",
+        ),
+        (
+            cluster.max_parallel_jobs > 0,
+            f"cluster.max_parallel_jobs={cluster.max_parallel_jobs}: give 1 or more",
+        ),
+        (
+            cluster.nodes_deadline_s > 0,
+            f"cluster.nodes_deadline_s={cluster.nodes_deadline_s}: give seconds above 0",
+        ),
+        # SLURM's own limit for --signal.
+        (
+            0 < cluster.stop_before_end_s <= 65535,
+            f"cluster.stop_before_end_s={cluster.stop_before_end_s}: give seconds from 1 to 65535",
+        ),
+        (
+            cluster.scratch_dir.startswith("/") and len(cluster.scratch_dir) <= 20,
+            f"cluster.scratch_dir={cluster.scratch_dir!r}: give an absolute path of at most 20 characters on the "
+            "node itself; Ray's sockets lie in it, and Linux allows them 107 characters",
+        ),
+        (
+            cluster.shared_dir is None or cluster.shared_dir.startswith("/"),
+            f"cluster.shared_dir={cluster.shared_dir!r}: give an absolute path",
+        ),
+    ]
+    problems = [message for holds, message in rules if not holds]
+    problems += [
+        f"cluster.environment.{name}: not a name of an environment variable"
+        for name in cluster.environment
+        if not _VARIABLE.fullmatch(name)
+    ]
+    # Each becomes a line of the script; a second line would be a command of its own, or be lost.
+    lines: list[tuple[str, list[str]]] = [
+        *((name, [str(getattr(cluster, name) or "")]) for name in _ONE_LINE),
+        *((name, getattr(cluster, name)) for name in ("sbatch", "modules", "setup")),
+        ("container", [container.image or "", *container.mounts]),
+        ("environment", list(cluster.environment.values())),
+    ]
+    problems += [
+        f"cluster.{name}: {value!r} has a line break; give one line for each value"
+        for name, values in lines
+        for value in values
+        if len(value.splitlines()) > 1
+    ]
+    problems += [
+        f"cluster.sbatch: {line!r} must begin with -- as an option of sbatch does, for example --mail-type=END"
+        for line in cluster.sbatch
+        if not line.startswith("--")
+    ]
+    return problems
+
+
+_ONE_LINE = ("partition", "account", "qos", "reservation", "constraint", "gpu_type", "memory_per_node")
+
+
+def check_run_dir(cluster: Cluster, run_dir: Path, exists: Callable[[Path], bool] = Path.is_dir) -> None:
+    """Refuse a run folder that the nodes do not share.
+
+    Raises:
+        SlurmError: If it is outside of shared_dir, or has characters that sbatch cannot take.
+    """
+    if cluster.shared_dir is not None and not run_dir.is_relative_to(cluster.shared_dir):
+        raise SlurmError(
+            f"run_dir={run_dir} is not in cluster.shared_dir={cluster.shared_dir}, so the nodes would not all see it. "
+            f"Choose run_dir={cluster.shared_dir}/..."
+        )
+    # sbatch replaces %x by the job's name and the like in the names of its log files, and reads \ in them.
+    odd = sorted(set(str(run_dir)) & set("%\\\"'\n$`"))
+    if odd:
+        raise SlurmError(
+            f"run_dir={run_dir}: SLURM or the shell would read {' '.join(map(repr, odd))} in it. Choose another name"
+        )
+    if cluster.scratch_dir and run_dir.is_relative_to(cluster.scratch_dir) and cluster.shared_dir is None:
+        raise SlurmError(
+            f"run_dir={run_dir} is in cluster.scratch_dir={cluster.scratch_dir}, which each node has for itself. "
+            "Choose a run_dir on a file system that all nodes share, or set cluster.shared_dir if this one is"
+        )

@@ -1,0 +1,267 @@
+"""From overrides to a folder that sbatch can take, and from such a folder to its job.
+
+slurm/job.sbatch              the script; for a sweep in the sweep's folder
+slurm/config.yaml             the resolved config: what the job trains, whatever happens to the files it came from
+slurm/manifest.json           overrides, versions, checksums
+slurm/jobs.jsonl              the jobs that were submitted
+slurm/slurm-<job>.txt         what SLURM itself says
+slurm/job-<job>/attempt-<n>/  logs: job.txt, driver.txt, ray-<node>.txt
+
+A folder may have had several jobs, and a job several attempts.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from cfpo_verl.doctor.machine import gpus_needed
+from cfpo_verl.run_dir import package_versions
+from cfpo_verl.slurm import cluster as clusters
+from cfpo_verl.slurm.cluster import Cluster
+from cfpo_verl.slurm.errors import SlurmError
+from cfpo_verl.slurm.script import Job, render
+from cfpo_verl.train import compose, verl_config_dir
+
+_FOLDER = "slurm"
+SCRIPT, CONFIG, MANIFEST, JOBS = "job.sbatch", "config.yaml", "manifest.json", "jobs.jsonl"
+POINTS = "points.txt"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a job.
+
+    Args:
+        overrides: As they were given.
+        config: Composed, with an absolute run_dir, for a Ray cluster that is joined.
+        run_dir: Its folder.
+        ray_cpus: Logical CPUs of each node for Ray, None for those that the job has.
+    """
+
+    overrides: Sequence[str]
+    config: DictConfig
+    run_dir: Path
+    ray_cpus: int | None
+
+
+def plan(overrides: Sequence[str], config_dir: Path, multirun: bool) -> tuple[Cluster, Path, list[Run]]:
+    """Compose what a job runs.
+
+    Args:
+        overrides: As for `cfpo-verl train`, with cluster=NAME and cluster.KEY=VALUE.
+        config_dir: Has a folder `cluster` with the site's own file.
+        multirun: Whether values that are lists make a run each.
+
+    Returns:
+        The cluster, the folder of the script, and the runs: one, or the points of a sweep.
+
+    Raises:
+        SlurmError: If the cluster or a folder does not fit.
+        HydraException: If an override does not fit.
+    """
+    if not any(override.startswith("cluster=") for override in overrides):
+        raise SlurmError(
+            "no cluster is chosen. Copy the example with `cfpo-verl slurm example > cluster/mysite.yaml`, fill it in, "
+            "and add cluster=mysite"
+        )
+    points = _points(overrides) if multirun else [list(overrides)]
+    runs, cluster = [], None
+    for point in points:
+        config = compose(_with_cluster(point, config_dir))
+        with open_dict(config):
+            cluster = clusters.from_config(config.pop("cluster") or OmegaConf.create())
+        varied = [override for override in point if override not in overrides]
+        run_dir = Path(config.run_dir).absolute()
+        if varied and not any(override.startswith("run_dir=") for override in varied):
+            run_dir = run_dir.with_name(f"{run_dir.name}_{','.join(varied).replace('/', '_')}")
+        clusters.check_run_dir(cluster, run_dir)
+        ray_init = config.ray_kwargs.ray_init
+        ray_cpus = ray_init.get("num_cpus")
+        with open_dict(config):
+            config.run_dir = str(run_dir)
+            # ray.init refuses them where it joins a cluster; there `ray start` gets them.
+            for key in ("num_cpus", "num_gpus"):
+                ray_init.pop(key, None)
+        runs.append(Run(point, config, run_dir, ray_cpus))
+    assert cluster is not None
+    if len({run.run_dir for run in runs}) < len(runs):
+        raise SlurmError(f"several points of the sweep have run_dir={runs[0].run_dir}. Leave run_dir out, or vary it")
+    if len({_shape(run.config) for run in runs}) > 1:
+        raise SlurmError(
+            "the points of the sweep differ in trainer.nnodes or n_gpus_per_node, and the jobs of an array are alike. "
+            "Submit them one by one"
+        )
+    home = runs[0].run_dir
+    if multirun:
+        fixed = [override for override in overrides if override in runs[0].overrides]
+        base = compose(_with_cluster(fixed, config_dir))
+        home = Path(base.run_dir).absolute()
+        home = home.with_name(f"{home.name}_sweep")
+    return cluster, home, runs
+
+
+def _points(overrides: Sequence[str]) -> list[list[str]]:
+    """Split choice sweeps, as `cfpo-verl train --multirun` does."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    [batch] = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [list(point) for point in batch]
+
+
+def _with_cluster(overrides: Sequence[str], config_dir: Path) -> list[str]:
+    """Add the site's folder and what the site's file leaves out."""
+    chosen = []
+    for override in overrides:
+        if override.startswith("cluster."):
+            clusters.check_key(override.removeprefix("cluster.").partition("=")[0])
+        name = override.removeprefix("cluster=")
+        if name == override:
+            chosen.append(override)
+            continue
+        here = config_dir.absolute() / "cluster"
+        if name != "example" and not (here / f"{name}.yaml").is_file():
+            found = ", ".join(sorted(file.stem for file in here.glob("*.yaml"))) or "none"
+            raise SlurmError(
+                f"cluster={name}: there is no {here / name}.yaml (there: {found}). Make it with `cfpo-verl slurm "
+                f"example > {name}.yaml`, or name another folder with --config-dir"
+            )
+        # The example has every key with the value that holds if a site says nothing.
+        chosen.append("+cluster=[example]" if name == "example" else f"+cluster=[example,{name}]")
+    return [*chosen, f"hydra.searchpath=['file://{verl_config_dir()}','file://{config_dir.absolute()}']"]
+
+
+def _shape(config: DictConfig) -> tuple[int, int]:
+    return config.trainer.nnodes, config.trainer.n_gpus_per_node
+
+
+def make_job(cluster: Cluster, home: Path, runs: Sequence[Run]) -> Job:
+    """Say what the script of these runs needs of the cluster.
+
+    Raises:
+        SlurmError: If the GPUs that the run needs do not make whole nodes.
+    """
+    config = runs[0].config
+    per_node, needed = config.trainer.n_gpus_per_node, gpus_needed(config)
+    if needed % per_node:
+        raise SlurmError(
+            f"the run needs {needed} GPUs in all its pools, which are no whole nodes with "
+            f"trainer.n_gpus_per_node={per_node}"
+        )
+    env_vars = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+    sweep = [run.run_dir for run in runs] if home != runs[0].run_dir else []
+    return Job(
+        name=str(config.trainer.experiment_name),
+        run_dir=home,
+        work_dir=Path.cwd(),
+        nodes=needed // per_node,
+        gpus_per_node=per_node,
+        needs_gpus=config.trainer.device != "cpu",
+        ray_cpus=runs[0].ray_cpus,
+        environment={str(name): str(value) for name, value in env_vars.items()},
+        points=sweep,
+    )
+
+
+def write(cluster: Cluster, home: Path, runs: Sequence[Run], template: Path | None = None) -> Path:
+    """Write the script, and for each run its config and its manifest; return the script's path.
+
+    Raises:
+        SlurmError: If a job of one of the folders may still be running, or the template does not work.
+    """
+    script = render(cluster, make_job(cluster, home, runs), template)
+    for folder in {home, *(run.run_dir for run in runs)}:
+        (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        text = OmegaConf.to_yaml(run.config, resolve=True)
+        _replace(run.run_dir / _FOLDER / CONFIG, text)
+        manifest = {
+            "overrides": list(run.overrides),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "config_sha256": _sha256(text),
+            "script_sha256": _sha256(script),
+            "script": str(home / _FOLDER / SCRIPT),
+            "versions": package_versions(),
+        }
+        _replace(run.run_dir / _FOLDER / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    if home not in [run.run_dir for run in runs]:
+        _replace(home / _FOLDER / POINTS, "".join(f"{run.run_dir}\n" for run in runs))
+    path = home / _FOLDER / SCRIPT
+    _replace(path, script)
+    return path
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _replace(path: Path, text: str) -> None:
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    os.replace(new, path)
+
+
+def note_submitted(home: Path, runs: Sequence[Run], job_id: str) -> None:
+    """Note a submitted job in the folders that it belongs to."""
+    points = [run.run_dir for run in runs]
+    for index, folder in enumerate(points):
+        _append(folder, f"{job_id}_{index}" if home != folder else job_id)
+    if home not in points:
+        _append(home, job_id)
+
+
+def _append(folder: Path, job_id: str) -> None:
+    line = json.dumps({"job_id": job_id, "submitted": datetime.now(UTC).isoformat(timespec="seconds")})
+    with (folder / _FOLDER / JOBS).open("a") as file:
+        file.write(line + "\n")
+
+
+def last_job(folder: Path) -> str:
+    """Return the id of the job that was last submitted for a folder.
+
+    Raises:
+        SlurmError: If there is none.
+    """
+    file = folder / _FOLDER / JOBS
+    if not file.is_file():
+        raise SlurmError(f"{folder}: no job was submitted for it (no {_FOLDER}/{JOBS}). Give the run_dir of one")
+    records: list[Mapping[str, Any]] = [json.loads(line) for line in file.read_text().splitlines()]
+    return str(records[-1]["job_id"])
+
+
+def logs_of(folder: Path) -> Path:
+    """Return the folder with the logs of the last attempt.
+
+    Raises:
+        SlurmError: If no attempt has started.
+    """
+    attempts = list((folder / _FOLDER).glob("job-*/attempt-*"))
+    if not attempts:
+        raise SlurmError(f"{folder}: no attempt has started yet; see `cfpo-verl slurm status {folder}`")
+    return max(attempts, key=lambda path: path.stat().st_mtime)
+
+
+def run_dirs_of(folder: Path) -> list[Path]:
+    """Return the run folders of a job: the folder itself, or the points of a sweep."""
+    if (folder / _FOLDER / CONFIG).is_file():
+        return [folder]
+    file = folder / _FOLDER / POINTS
+    if not file.is_file():
+        raise SlurmError(f"{folder}: nothing was rendered here (no {_FOLDER}/{CONFIG}). Give the run_dir of a run")
+    return [Path(line) for line in file.read_text().splitlines()]
+
+
+def last_words(run_dir: Path) -> str:
+    """Return the last line that the batch script wrote, "" before there is one."""
+    try:
+        lines = (logs_of(run_dir) / "job.txt").read_text(errors="replace").splitlines()
+    except (SlurmError, FileNotFoundError):
+        return ""
+    return lines[-1] if lines else ""
