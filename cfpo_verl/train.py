@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import cfpo_verl.resolvers  # noqa: F401 - what our config files calculate with
 from cfpo_verl import config_groups, doctor, resume, run_dir
-from cfpo_verl.checkpoints import set_aside
+from cfpo_verl.checkpoints import Found, set_aside
 from cfpo_verl.doctor import report
 from cfpo_verl.doctor.finding import failed
 from cfpo_verl.doctor.machine import nearest_folder
@@ -135,19 +135,23 @@ def train(config: DictConfig, nodes: bool = False) -> Path | None:
 
     folder = Path(config.run_dir).absolute()
     attempt = run_dir.next_attempt(folder)
+    with open_dict(config):
+        config.run_dir = str(folder)
+    found = _find_checkpoint(config)
+    run_dir.take_stop_request(folder)  # left by an earlier attempt
+    # Before what holds for this attempt alone is put in, so that the file serves for another run.
+    run_dir.write_attempt(folder, attempt, OmegaConf.to_yaml(config, resolve=True))
     # Loggers read these in another process.
     variables = {
         "VERL_FILE_LOGGER_PATH": str(run_dir.metrics_path(folder, attempt)),
         **resume.tracking_env(config, folder, doctor.worker_env(config)),
     }
     with open_dict(config):
-        config.run_dir = str(folder)
         for name, value in variables.items():
             OmegaConf.update(config, f"ray_kwargs.ray_init.runtime_env.env_vars.{name}", value, force_add=True)
         _watch_for_stop_request(config)
-    _go_on(config)
-    run_dir.take_stop_request(folder)  # left by an earlier attempt
-    run_dir.write_attempt(folder, attempt, OmegaConf.to_yaml(config, resolve=True))
+    if found is not None:
+        resume.use_checkpoint(config, found)
     log_path = run_dir.log_path(folder, attempt)
     print(
         f"cfpo-verl: attempt {attempt} in {folder}; the output of all processes goes to {log_path.name}",
@@ -194,14 +198,14 @@ def describe_failure(error: Exception, checkpoints_dir: Path) -> str:
     )
 
 
-def _go_on(config: DictConfig) -> None:
+def _find_checkpoint(config: DictConfig) -> Found | None:
     """Choose the checkpoint that verl loads, say which, and set aside those that are not whole."""
     if config.trainer.resume_mode == "resume_path":
         # verl takes the step from the end of the path, where a slash would be in its way.
         config.trainer.resume_from_path = str(Path(config.trainer.resume_from_path).absolute())
     found = resume.find_checkpoint(config)
     if found is None:
-        return
+        return None
     if description := resume.describe(found):
         print(f"cfpo-verl: {description}", file=sys.stderr)
     for checkpoint in found.skipped:
@@ -210,16 +214,13 @@ def _go_on(config: DictConfig) -> None:
         except OSError as error:
             found_it = f"{checkpoint} is not whole and cannot be renamed ({error.strerror})"
             raise RefusedError([failed(found_it, "Rename or remove it by hand, or choose another run_dir")]) from error
-    resume.use_checkpoint(config, found)
+    return found
 
 
 def _watch_for_stop_request(config: DictConfig) -> None:
     """Let verl's trainer build our checkpoint callback, which calls the user's own."""
-    ours = "cfpo_verl.stop_request.StopOnRequest"
-    users = config.trainer.get("checkpoint_callback_class")
-    if users != ours:
-        config.checkpoint_callback_class = users
-        config.trainer.checkpoint_callback_class = ours
+    config.checkpoint_callback_class = config.trainer.get("checkpoint_callback_class")
+    config.trainer.checkpoint_callback_class = "cfpo_verl.stop_request.StopOnRequest"
 
 
 def compose(overrides: list[str]) -> DictConfig:

@@ -239,6 +239,16 @@ def test_megatron_with_an_empty_shard_or_less_than_is_loaded(tmp_path):
     assert "missing or broken" in why_incomplete(checkpoint, MEGATRON)
 
 
+def test_megatron_fsdp_has_all_in_one_of_its_folders(tmp_path):
+    """The others exist and are empty; all of them empty is nothing saved."""
+    checkpoint = save_megatron(tmp_path, 5)
+    for part in ("optimizer", "extra"):
+        for file in (checkpoint / "actor" / part / "dist_ckpt").iterdir():
+            file.unlink()
+        problem = why_incomplete(checkpoint, MEGATRON)
+        assert problem == (None if part == "optimizer" else "actor/dist_ckpt/ are empty")
+
+
 def test_what_a_run_needs():
     config = gpu_config()
     assert resume.expected_checkpoint(config) == Expected(world_size=8)
@@ -331,12 +341,12 @@ def test_a_checkpoint_that_cannot_be_set_aside(tmp_path, monkeypatch):
     with pytest.raises(
         train.RefusedError, match=r"global_step_3 is not whole and cannot be renamed \(Permission denied"
     ):
-        train._go_on(config)
+        train._find_checkpoint(config)
 
 
 def test_a_path_of_the_users_loses_its_slash(tmp_path, monkeypatch):
     """verl reads the step from what follows global_step_."""
     monkeypatch.chdir(tmp_path)
     config = quickstart("trainer.resume_mode=resume_path", "trainer.resume_from_path=some/global_step_3/")
-    train._go_on(config)
+    train._find_checkpoint(config)
     assert config.trainer.resume_from_path == str(tmp_path / "some" / "global_step_3")

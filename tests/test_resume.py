@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL, clean_environment
+from omegaconf import OmegaConf
 
 from cfpo_verl.run_dir import read_metrics, stop_request_path
 
@@ -98,6 +99,15 @@ def test_it_says_where_it_saved_and_where_it_goes_on(stopped):
         "global_step_3",
     ]
     assert not stop_request_path(stopped.run_dir).exists()
+
+
+def test_the_config_of_an_attempt_serves_for_another_run(stopped):
+    """Neither the checkpoint nor the ids of this one are in it."""
+    for attempt in (1, 2):
+        config = OmegaConf.load(stopped.run_dir / f"config.{attempt}.yaml")
+        assert config.trainer.resume_mode == "auto"
+        assert config.trainer.checkpoint_callback_class is None
+        assert not {"WANDB_RUN_ID", "VERL_FILE_LOGGER_PATH"} & config.ray_kwargs.ray_init.runtime_env.env_vars.keys()
 
 
 def test_steps_go_on_without_a_hole_or_a_repetition(stopped, finished):

@@ -166,13 +166,3 @@ def test_what_somebody_wrote_into_the_request_is_no_answer(tmp_path, text):
     assert take_stop_request(tmp_path) is None
     assert not stop_request_path(tmp_path).exists()
     assert take_stop_request(tmp_path) is None
-
-
-def test_the_users_own_callback_is_kept_once(tmp_path):
-    """A config that was resolved by an earlier attempt already names ours."""
-    config = quickstart(f"run_dir={tmp_path}")
-    for _attempt in range(2):
-        with open_dict(config):
-            train._watch_for_stop_request(config)
-    assert config.trainer.checkpoint_callback_class == "cfpo_verl.stop_request.StopOnRequest"
-    assert config.checkpoint_callback_class is None
