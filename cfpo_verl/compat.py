@@ -98,6 +98,8 @@ class Use:
 _CORE = "verl.trainer.ppo.core_algos"
 _CONFIG = "verl.workers.config"
 _PLATFORM = "verl.plugin.platform"
+_TRAINER = "verl.trainer.ppo.v1.trainer_base"
+_FSDP_CHECKPOINTS = "verl.utils.checkpoint.fsdp_checkpoint_manager"
 USES = (
     Use(_CORE, "POLICY_LOSS_REGISTRY", "plugin", "to refuse a name that verl has already"),
     Use(_CORE, "ADV_ESTIMATOR_REGISTRY", "doctor.environment", "to see what a fresh process has"),
@@ -139,6 +141,31 @@ USES = (
     Use("verl", "", "doctor.environment", "loads modules by name", word="VERL_USE_EXTERNAL_MODULES"),
     Use("verl.trainer.main_ppo", "main.__wrapped__", "train", "the trainer inside verl's Hydra decorator", ("config",)),
     Use("verl.utils.tracking", "", "train", "path of the metrics file", word="VERL_FILE_LOGGER_PATH"),
+    Use(
+        "verl.trainer.ppo.checkpoint_callback",
+        "CheckpointCallback.on_save",
+        "stop_request",
+        "the only hook of the trainer",
+        ("trainer", "global_step", "checkpoint_dir", "async_save"),
+    ),
+    Use("verl.utils.import_utils", "load_class_from_fqn", "stop_request", "loads the user's own callback", ("fqn",)),
+    Use(_TRAINER, "", "stop_request", "ends its loop", word="while current_epoch < self.config.trainer.total_epochs"),
+    Use(_TRAINER, "", "stop_request", "saves this step", word="if self.config.trainer.save_freq > 0 and ("),
+    Use(_TRAINER, "", "stop_request", "whether this step is the last", word="self.total_training_steps ="),
+    Use(_TRAINER, "", "resume", "loads what is named", word='self.config.trainer.resume_mode == "resume_path"'),
+    Use(_TRAINER, "", "checkpoints", "name of the data loader's state", word='"data.pt"'),
+    Use(_TRAINER, "", "checkpoints", "name of the prompts in flight", word='"transfer_queue"'),
+    *(
+        Use(
+            _FSDP_CHECKPOINTS, "", "checkpoints", "name of a shard", word=f"{name}_world_size_{{self.world_size}}_rank_"
+        )
+        for name in ("model", "optim", "extra_state")
+    ),
+    Use(_FSDP_CHECKPOINTS, "", "checkpoints", "ranks that saved", word='"fsdp_config.json"'),
+    *(
+        Use("verl.utils.megatron_utils", "", "checkpoints", "name in a Megatron checkpoint", word=f'"{name}"')
+        for name in ("ckpt_contents.json", "huggingface", "dist_ckpt", "optimizer", "extra")
+    ),
     Use("verl.utils.tracking", "Tracking.supported_backend", "doctor.tracking", "the loggers that verl has"),
     Use(
         "verl.utils.config",

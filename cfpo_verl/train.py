@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import shutil
 import sys
 import textwrap
 import traceback
@@ -22,6 +23,8 @@ import cfpo_verl.resolvers  # noqa: F401 - what our config files calculate with
 from cfpo_verl import config_groups, doctor, resume, run_dir
 from cfpo_verl.checkpoints import set_aside
 from cfpo_verl.doctor import report
+from cfpo_verl.doctor.finding import failed
+from cfpo_verl.doctor.machine import nearest_folder
 from cfpo_verl.processes import ending_what_it_starts
 from cfpo_verl.progress import following
 
@@ -60,6 +63,9 @@ exit status: 0 trained; 1 failed while training; 2 refused before anything was s
 75 stopped on request after saving, run the same command again to go on
 """
 
+# How torch.save (which does not say that the disk is full) and the system report a file that cannot be written:
+# input or output error, no space, read-only, quota.
+_WRITE_FAILED = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed|\[Errno (?:5|28|30|122)\]")
 # EX_TEMPFAIL of sysexits.h: try again later.
 STOPPED_ON_REQUEST = 75
 
@@ -140,7 +146,7 @@ def train(config: DictConfig, nodes: bool = False) -> Path | None:
             OmegaConf.update(config, f"ray_kwargs.ray_init.runtime_env.env_vars.{name}", value, force_add=True)
         _watch_for_stop_request(config)
     _go_on(config)
-    run_dir.take_stop_request(folder)  # of an earlier attempt
+    run_dir.take_stop_request(folder)  # left by an earlier attempt
     run_dir.write_attempt(folder, attempt, OmegaConf.to_yaml(config, resolve=True))
     log_path = run_dir.log_path(folder, attempt)
     print(
@@ -163,12 +169,29 @@ def train(config: DictConfig, nodes: bool = False) -> Path | None:
             verl_main.__wrapped__(config)
         except Exception as error:
             log.write(traceback.format_exc())
-            # Ray's errors are whole tracebacks of a worker; what went wrong is in their last line.
-            last_line = (str(error).strip().splitlines() or [repr(error)])[-1]
+            failure = describe_failure(error, Path(config.trainer.default_local_dir))
             raise TrainingError(
-                f"training failed: {last_line}\nAll output up to there, tracebacks included, is in {log_path}"
+                f"training failed: {failure}\nAll output up to there, tracebacks included, is in {log_path}"
             ) from error
     return run_dir.take_stop_request(folder)
+
+
+def describe_failure(error: Exception, checkpoints_dir: Path) -> str:
+    """Say what went wrong, and what it means where that is not to be seen.
+
+    Args:
+        error: What the trainer raised. Ray's errors are whole tracebacks of a worker; the last line is what counts.
+        checkpoints_dir: Where checkpoints are saved.
+    """
+    last_line = (str(error).strip().splitlines() or [repr(error)])[-1]
+    if not _WRITE_FAILED.search(str(error)):
+        return last_line
+    free_gb = shutil.disk_usage(nearest_folder(str(checkpoints_dir))).free / 1e9
+    return (
+        f"{last_line}\nThat is a file that could not be written, mostly a checkpoint; {free_gb:,.1f} GB are free in "
+        f"{checkpoints_dir}. Make room (trainer.max_actor_ckpt_to_keep=2, folders *.incomplete<N>), then run the same "
+        "command: it goes on from the newest checkpoint that is whole"
+    )
 
 
 def _go_on(config: DictConfig) -> None:
@@ -182,7 +205,11 @@ def _go_on(config: DictConfig) -> None:
     if description := resume.describe(found):
         print(f"cfpo-verl: {description}", file=sys.stderr)
     for checkpoint in found.skipped:
-        set_aside(checkpoint)
+        try:
+            set_aside(checkpoint)
+        except OSError as error:
+            found_it = f"{checkpoint} is not whole and cannot be renamed ({error.strerror})"
+            raise RefusedError([failed(found_it, "Rename or remove it by hand, or choose another run_dir")]) from error
     resume.use_checkpoint(config, found)
 
 

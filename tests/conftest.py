@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import hypothesis
+import psutil
 import pytest
 from cfpo_verl.data_prep import arithmetic
 
@@ -61,6 +62,57 @@ def run_cli(tmp_path: Path) -> Run:
 def arithmetic_files(tmp_path: Path) -> list[Path]:
     """Train and test parquet of two-term sums."""
     return arithmetic.prepare(tmp_path / "data", operands=2, held_out=16, seed=0)
+
+
+# Overrides of the quickstart with which a step takes seconds.
+SMALL = [
+    "data.train_batch_size=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
+    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.rollout.val_kwargs.n=2",
+]
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and a model that is sometimes right, as `make quickstart` lays them out."""
+    from cfpo_verl.data_prep.schema import Problem, read_problems
+    from cfpo_verl.data_prep.writing import write_train_and_test
+
+    from cfpo_verl import warmup
+
+    folder = tmp_path_factory.mktemp("stack")
+    # Every answer is the same, so the warm-up takes seconds.
+    problems = [Problem(problem.question, "7") for problem in arithmetic.make_problems(operands=2, seed=0)]
+    train_file, test_file = write_train_and_test(folder / "data" / "arithmetic", problems, 16, "arithmetic", {})
+    config = warmup.WarmupConfig(evaluate_every=2, accuracy_high=1.0)
+    made = warmup.warm_up(read_problems(train_file), read_problems(test_file), config)
+    warmup.save(folder / "models" / "quickstart_seed0", *made, {})
+    return folder
+
+
+def stack_processes() -> set[int]:
+    """Return the pids of this user's Ray and vLLM processes: one run at a time fits on the machine."""
+    found = set()
+    for process in psutil.process_iter(["cmdline", "uids"]):
+        program = Path((process.info["cmdline"] or [""])[0]).name
+        is_stack = program in ("raylet", "gcs_server") or program.startswith(("ray::", "VLLM::"))
+        if is_stack and process.info["uids"].real == os.getuid():
+            found.add(process.pid)
+    return found
+
+
+@pytest.fixture(scope="session")
+def finished(workplace: Path) -> tuple[Path, subprocess.CompletedProcess[str], set[int]]:
+    """Run three steps with the console script, without an interruption; return the run folder and what was left."""
+    before = stack_processes()
+    command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL]
+    command += ["run_dir=run", "trainer.total_training_steps=3", "trainer.save_freq=100"]
+    command += ["trainer.rollout_data_dir=run/rollouts"]
+    result = subprocess.run(command, cwd=workplace, env=clean_environment({}), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-5000:]
+    return workplace / "run", result, stack_processes() - before
 
 
 def shared_data(name: str) -> Path:

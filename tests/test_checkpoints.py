@@ -3,6 +3,7 @@
 The folders are built as verl writes them, from files of torch.save; tests/test_resume.py looks at real ones.
 """
 
+import errno
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from doctor_configs import gpu_config, quickstart
 from verl.trainer.config import CheckpointConfig
 from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager, find_latest_ckpt_path
 
-from cfpo_verl import resume
+from cfpo_verl import resume, train
 from cfpo_verl.checkpoints import (
     Expected,
     Found,
@@ -238,14 +239,6 @@ def test_megatron_with_an_empty_shard_or_less_than_is_loaded(tmp_path):
     assert "missing or broken" in why_incomplete(checkpoint, MEGATRON)
 
 
-# The folders of Megatron are named in verl's source, which nothing here can run.
-@pytest.mark.parametrize("name", ["ckpt_contents.json", "huggingface", "dist_ckpt", "optimizer", "extra"])
-def test_verls_source_names_the_parts(name):
-    import verl.utils.megatron_utils as module
-
-    assert f'"{name}"' in Path(module.__file__).read_text()
-
-
 def test_what_a_run_needs():
     config = gpu_config()
     assert resume.expected_checkpoint(config) == Expected(world_size=8)
@@ -307,3 +300,43 @@ def test_wandb_takes_the_id_from_the_environment(tmp_path, run_python):
     )
     done = run_python(code, WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true", **env)
     assert f"id {env['WANDB_RUN_ID']}" in done.stdout, done.stderr
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path, run_python):
+    """torch.save says no word of a disk; a limit on the size of files stands in for a full one."""
+    code = (
+        "import resource, signal, sys, torch\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        f"torch.save(torch.ones(10**6), {str(tmp_path / 'model.pt')!r})"
+    )
+    error = run_python(code).stderr
+    assert "inline_container" in error
+    described = train.describe_failure(RuntimeError(error), tmp_path / "not" / "yet")
+    assert described.startswith("RuntimeError: [enforce fail")
+    assert "a file that could not be written, mostly a checkpoint" in described
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert "could not be written" in train.describe_failure(full, tmp_path)
+    assert train.describe_failure(ValueError("epsilon is 3"), tmp_path) == "epsilon is 3"
+
+
+def test_a_checkpoint_that_cannot_be_set_aside(tmp_path, monkeypatch):
+    (save(tmp_path, 3, world_size=1) / "data.pt").unlink()
+
+    def deny(*_args):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", deny)
+    config = quickstart(f"trainer.default_local_dir={tmp_path}")
+    with pytest.raises(
+        train.RefusedError, match=r"global_step_3 is not whole and cannot be renamed \(Permission denied"
+    ):
+        train._go_on(config)
+
+
+def test_a_path_of_the_users_loses_its_slash(tmp_path, monkeypatch):
+    """verl reads the step from what follows global_step_."""
+    monkeypatch.chdir(tmp_path)
+    config = quickstart("trainer.resume_mode=resume_path", "trainer.resume_from_path=some/global_step_3/")
+    train._go_on(config)
+    assert config.trainer.resume_from_path == str(tmp_path / "some" / "global_step_3")

@@ -97,6 +97,17 @@ def test_warns_of_a_run_that_saves_nothing(saving, config):
     assert "trainer.save_freq=-1: no checkpoint is written" in warning
 
 
+def test_the_checkpoint_callback(saving):
+    saving.trainer.checkpoint_callback_class = "cfpo_verl.stop_request.NoSuchClass"
+    [problem] = failed(machine.check_checkpoints(saving))
+    assert "checkpoint_callback_class=cfpo_verl.stop_request.NoSuchClass: Class 'NoSuchClass' not found" in problem
+    saving.trainer.checkpoint_callback_class = "cfpo_verl.stop_request.StopOnRequest"
+    assert failed(machine.check_checkpoints(saving)) == []
+    saving.trainer.use_v1 = False
+    [warning] = warnings(machine.check_checkpoints(saving))
+    assert "the run cannot stop on request" in warning
+
+
 def test_where_a_run_goes_on(saving, tmp_path):
     folder = tmp_path / "checkpoints"
     save(folder, 20, world_size=8)

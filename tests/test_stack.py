@@ -15,74 +15,27 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cfpo_verl.data_prep.arithmetic import make_problems
-from cfpo_verl.data_prep.schema import Problem, read_problems
-from cfpo_verl.data_prep.writing import write_train_and_test
-from conftest import clean_environment
+from conftest import SMALL, clean_environment, stack_processes
 
-from cfpo_verl import warmup
 from cfpo_verl.config_groups import platform_env
 from cfpo_verl.run_dir import read_metrics
 
 pytestmark = pytest.mark.stack
 
-SMALL = [
-    "data.train_batch_size=8",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
-    "actor_rollout_ref.rollout.n=4",
-    "actor_rollout_ref.rollout.val_kwargs.n=2",
-]
 
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with data and a model that is sometimes right, as `make quickstart` lays them out."""
-    folder = tmp_path_factory.mktemp("stack")
-    # Every answer is the same, so the warm-up takes seconds.
-    problems = [Problem(problem.question, "7") for problem in make_problems(operands=2, seed=0)]
-    train_file, test_file = write_train_and_test(folder / "data" / "arithmetic", problems, 16, "arithmetic", {})
-    config = warmup.WarmupConfig(evaluate_every=2, accuracy_high=1.0)
-    made = warmup.warm_up(read_problems(train_file), read_problems(test_file), config)
-    warmup.save(folder / "models" / "quickstart_seed0", *made, {})
-    return folder
-
-
-def stack_processes() -> set[int]:
-    """Return the pids of this user's Ray and vLLM processes: one run at a time fits on the machine."""
-    found = set()
-    for process in psutil.process_iter(["cmdline", "uids"]):
-        program = Path((process.info["cmdline"] or [""])[0]).name
-        is_stack = program in ("raylet", "gcs_server") or program.startswith(("ray::", "VLLM::"))
-        if is_stack and process.info["uids"].real == os.getuid():
-            found.add(process.pid)
-    return found
-
-
-@pytest.fixture(scope="module")
-def finished(workplace):
-    """Run two steps with the console script."""
-    before = stack_processes()
-    command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL]
-    command += ["run_dir=run", "trainer.total_training_steps=2"]
-    result = subprocess.run(command, cwd=workplace, env=clean_environment({}), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-5000:]
-    return workplace / "run", result, stack_processes() - before
-
-
-def test_two_steps_with_validation_before_and_after(finished):
+def test_three_steps_with_validation_before_and_after(finished):
     run_dir, result, _left = finished
     metrics = read_metrics(run_dir)
-    assert list(metrics) == [0, 1, 2]
+    assert list(metrics) == [0, 1, 2, 3]
     for step, values in metrics.items():
-        assert ("val-core/arithmetic/acc/mean@2" in values) == (step in (0, 2))
+        assert ("val-core/arithmetic/acc/mean@2" in values) == (step in (0, 3))
         assert f"step {step}  " in result.stderr
-    assert "2/2" in result.stderr
+    assert "3/3" in result.stderr
 
 
 def test_the_loss_that_ran_is_ours_and_off_policy(finished):
     run_dir, _result, _left = finished
-    for step in (1, 2):
+    for step in (1, 2, 3):
         values = read_metrics(run_dir)[step]
         assert 0 < values["critic/score/mean"] < 1
         # Zero if every update of a rollout saw the policy that generated it.
@@ -95,7 +48,7 @@ def test_the_loss_that_ran_is_ours_and_off_policy(finished):
 
 def test_vllm_generates_with_the_actors_weights(finished):
     run_dir, _result, _left = finished
-    for step in (1, 2):  # step 2 after one synchronisation of changed weights
+    for step in (1, 2, 3):  # from step 2 on after a synchronisation of changed weights
         assert read_metrics(run_dir)[step]["training/rollout_probs_diff_mean"] < 1e-4
 
 

@@ -77,7 +77,25 @@ def check_checkpoints(config: DictConfig) -> Iterator[Finding]:
                 "stopped in between has none",
                 f"Set trainer.{key}=2",
             )
+    yield from _check_callback(config)
     yield from _check_resume(config)
+
+
+def _check_callback(config: DictConfig) -> Iterator[Finding]:
+    """Check that a run can be stopped on request, and that the user's own checkpoint callback can be loaded."""
+    from verl.utils.import_utils import load_class_from_fqn
+
+    name = config.trainer.get("checkpoint_callback_class")
+    if not config.trainer.use_v1:
+        yield warning(
+            "trainer.use_v1=false: the older trainer has no checkpoint callback, so the run cannot stop on request",
+            "Set trainer.use_v1=true",
+        )
+    elif name:
+        try:
+            load_class_from_fqn(name)
+        except (ValueError, ImportError, AttributeError) as error:
+            yield failed(f"trainer.checkpoint_callback_class={name}: {error}", "Name a class as package.module.Class")
 
 
 def _check_resume(config: DictConfig) -> Iterator[Finding]:

@@ -1,0 +1,164 @@
+"""A run that is stopped on request and resumed, against one that was not, on the real stack (cfpo_verl.resume).
+
+Stopped in its first of three steps, then harmed as a crash would: the tracker file is empty, and there is a newer
+checkpoint without a shard.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, clean_environment
+
+from cfpo_verl.run_dir import read_metrics, stop_request_path
+
+pytestmark = pytest.mark.stack
+
+LR = 5e-3
+
+
+@dataclass
+class Stopped:
+    run_dir: Path
+    first: subprocess.CompletedProcess[str]
+    is_flag_removed: bool
+    second: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def stopped(workplace) -> Stopped:
+    """Two attempts of the same command."""
+    run_dir = workplace / "stopped"
+    command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL]
+    command += ["run_dir=stopped", "trainer.total_training_steps=3", "trainer.save_freq=100"]
+    command += ["trainer.rollout_data_dir=stopped/rollouts", "tracking=wandb"]
+    # Greedy, so that equal weights give equal answers; and a step that is large enough to change them.
+    greedy = "{do_sample: false, temperature: 0, n: 1}"
+    command += ["trainer.test_freq=1", f"actor_rollout_ref.rollout.val_kwargs={greedy}"]
+    command += [f"actor_rollout_ref.actor.optim.lr={LR}"]
+    env = clean_environment({"WANDB_MODE": "offline", "WANDB_DIR": str(workplace)})
+
+    def start(attempt: int) -> subprocess.Popen[str]:
+        arguments = [*command, f"trainer.validation_data_dir=stopped/validation.{attempt}"]
+        return subprocess.Popen(
+            arguments, cwd=workplace, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def end(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(process.args, process.wait(), *process.communicate())
+
+    process = start(1)
+    while not (run_dir / "config.1.yaml").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    stop_request_path(run_dir).touch()
+    first = end(process)
+    assert first.returncode == 75, first.stderr[-5000:]
+    is_flag_removed = not stop_request_path(run_dir).exists()
+
+    stop_request_path(run_dir).touch()  # left over, for example by a node that died
+    checkpoints = run_dir / "checkpoints"
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text("")
+    shutil.copytree(checkpoints / "global_step_1", checkpoints / "global_step_2")
+    (checkpoints / "global_step_2" / "actor" / "optim_world_size_1_rank_0.pt").unlink()
+    second = end(start(2))
+    assert second.returncode == 0, second.stderr[-5000:]
+    return Stopped(run_dir, first, is_flag_removed, second)
+
+
+def plain(value):
+    """Return a state with its tensors as lists, so that == compares all of it."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_it_says_where_it_saved_and_where_it_goes_on(stopped):
+    checkpoints = stopped.run_dir / "checkpoints"
+    saved = f"stopped on request; saved {checkpoints}/global_step_1. The same command goes on from there"
+    assert saved in stopped.first.stderr
+    assert stopped.is_flag_removed
+    assert (
+        f"goes on from step 1, {checkpoints}/global_step_1; skips what is not whole: global_step_2 "
+        "(actor/optim_world_size_1_rank_0.pt is missing)"
+    ) in stopped.second.stderr
+    assert sorted(path.name for path in checkpoints.glob("global_step_*")) == [
+        "global_step_1",
+        "global_step_2.incomplete1",
+        "global_step_3",
+    ]
+    assert not stop_request_path(stopped.run_dir).exists()
+
+
+def test_steps_go_on_without_a_hole_or_a_repetition(stopped, finished):
+    """No line of metrics is lost: the step in which the run was stopped has its own, validation included."""
+    assert [line["step"] for line in lines(stopped.run_dir / "metrics.1.jsonl")] == [0, 1]
+    resumed, *others = lines(stopped.run_dir / "metrics.2.jsonl")
+    assert resumed["step"] == 1
+    assert all(name.startswith("val-") for name in resumed["data"])
+    assert [line["step"] for line in others] == [2, 3]
+    whole, metrics = read_metrics(finished[0]), read_metrics(stopped.run_dir)
+    assert list(metrics) == [0, 1, 2, 3]
+    for step in (1, 2, 3):
+        values = metrics[step]
+        assert values["actor/lr"] == LR
+        for name in ("training/global_step", "training/epoch"):
+            assert values[name] == whole[step][name]
+        assert values.keys() >= whole[step].keys() - {name for name in whole[step] if name.startswith("val-")}
+
+
+def test_prompts_come_in_the_same_order(stopped, finished):
+    steps = []
+    for step in (1, 2, 3):
+        # verl dumps them in the order of random ids; a step is a set.
+        whole, resumed = (
+            sorted(line["input"] for line in lines(run_dir / "rollouts" / f"{step}.jsonl"))
+            for run_dir in (finished[0], stopped.run_dir)
+        )
+        assert whole == resumed
+        steps.append(whole)
+    assert steps[0] != steps[1] != steps[2]
+
+
+def test_the_data_loader_is_where_it_would_have_been(stopped, finished):
+    """Bit-equal, its generator included."""
+    whole, resumed = (
+        torch.load(run_dir / "checkpoints" / "global_step_3" / "data.pt", weights_only=False)
+        for run_dir in (finished[0], stopped.run_dir)
+    )
+    assert plain(whole) == plain(resumed)
+
+
+def test_the_weights_are_those_that_were_saved(stopped):
+    """vLLM answers greedily after the restart what it answered before, and not what it did at first."""
+    at_first, before, after = (
+        {line["input"]: line["output"] for line in lines(stopped.run_dir / name)}
+        for name in ("validation.1/0.jsonl", "validation.1/1.jsonl", "validation.2/1.jsonl")
+    )
+    assert len(before) == 16
+    assert before == after != at_first
+
+
+def test_the_optimiser_goes_on_counting(stopped, finished):
+    counts = set()
+    for run_dir in (finished[0], stopped.run_dir):
+        path = run_dir / "checkpoints" / "global_step_3" / "actor" / "optim_world_size_1_rank_0.pt"
+        state = torch.load(path, weights_only=False)["state"]
+        counts |= {int(parameter["step"]) for parameter in state.values()}
+    assert counts == {3 * 8 * 4 // (2 * 4)}  # steps * responses / responses of an update
+
+
+def test_both_attempts_are_one_run_of_wandb(stopped, workplace):
+    """Offline: each attempt leaves a folder that ends in its run id."""
+    ids = [path.name.rpartition("-")[2] for path in (workplace / "wandb").glob("offline-run-*")]
+    assert ids == [(stopped.run_dir / "tracking_id").read_text().strip()] * 2
