@@ -20,6 +20,7 @@ from cfpo_verl.run_dir import read_metrics
 
 pytestmark = pytest.mark.stack
 
+PATH = f"PATH={Path(sys.executable).parent}:$PATH"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -37,11 +38,11 @@ def cluster(workplace):
 class Job:
     """A submitted run, and where its files are."""
 
-    def __init__(self, cluster: SlurmCluster, name: str, *overrides: str, driver: str = "", site: str = "") -> None:
+    def __init__(self, cluster: SlurmCluster, name: str, *overrides: str, driver: str = "", **site: object) -> None:
         """Submit it; with a driver, that Python program runs in place of `cfpo-verl train`."""
         self.cluster, self.run_dir = cluster, cluster.shared / name
-        facts = f"shared_dir: {cluster.shared}\nnodes_deadline_s: 120\ntime: '1:00:00'\n"
-        (cluster.shared / "cluster" / f"{name}.yaml").write_text(facts + site)
+        facts = {"shared_dir": str(cluster.shared), "nodes_deadline_s": 120, "time": "1:00:00", **site}
+        (cluster.shared / "cluster" / f"{name}.yaml").write_text(json.dumps(facts))  # which is YAML
         arguments = ["experiment=cpu_quickstart", "trainer.nnodes=2", f"cluster={name}", f"run_dir={self.run_dir}"]
         arguments += [*SMALL, *overrides]
         if driver:
@@ -127,9 +128,8 @@ def test_exit_status_of_a_failing_driver_is_the_jobs_and_nothing_is_left(cluster
 
 
 def test_a_node_that_never_comes_up_is_named_at_the_deadline(cluster):
-    site = "nodes_deadline_s: 20\nsetup: ['PATH=" + str(Path(sys.executable).parent) + ":$PATH', "
-    site += "'if [ $(hostname) = n2 ]; then sleep 300; fi']\n"
-    job = Job(cluster, "absent", driver=RAY_ONLY, site=site.replace("nodes_deadline_s: 120\n", ""))
+    setup = [PATH, "if [ $(hostname) = n2 ]; then sleep 300; fi"]
+    job = Job(cluster, "absent", driver=RAY_ONLY, setup=setup, nodes_deadline_s=20)
     ended = job.end(120)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "69:0"), job.logs()
     assert "1 of 2 nodes have not joined within 20 s: n2 (not there)" in job.log("job.txt")
@@ -137,9 +137,8 @@ def test_a_node_that_never_comes_up_is_named_at_the_deadline(cluster):
 
 
 def test_a_node_that_cannot_start_ray_fails_the_job_at_once(cluster):
-    site = "setup: ['PATH=" + str(Path(sys.executable).parent) + ":$PATH', "
-    site += "'if [ $(hostname) = n2 ]; then echo no module here; false; fi']\n"
-    job = Job(cluster, "broken", driver=RAY_ONLY, site=site)
+    setup = [PATH, "if [ $(hostname) = n2 ]; then echo no module here; false; fi"]
+    job = Job(cluster, "broken", driver=RAY_ONLY, setup=setup)
     ended = job.end(60)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "69:0", "0"), job.logs()
     assert "Ray on node n2 ended with status 1" in job.log("job.txt")
@@ -172,7 +171,7 @@ class Sender:
         async def weights():
             for number in range(20):
                 await asyncio.sleep(0.2)  # long enough to meet the other job
-                yield f"layer{number}", torch.full((1000,), value)
+                yield f"layer{number}", torch.full((200_000,), value)  # a bucket each
         sender = BucketedWeightSender(zmq_handle=HANDLE, bucket_size_mb=1, use_shm=True)
         asyncio.run(sender.async_send_weights(weights()))
         return os.uname().nodename
@@ -204,8 +203,8 @@ arrive("done")
 
 def test_two_jobs_on_the_same_nodes_do_not_meet(cluster):
     (cluster.shared / "barrier").mkdir()
-    site = "exclusive: false\ncpus_per_node: 4\nmemory_per_node: 6G\n"
-    jobs = [Job(cluster, name, driver=WEIGHTS, site=site) for name in ("left", "right")]
+    share = {"exclusive": False, "cpus_per_node": 4, "memory_per_node": "6G"}
+    jobs = [Job(cluster, name, driver=WEIGHTS, **share) for name in ("left", "right")]
     ended = [job.end(180) for job in jobs]
     for job, end in zip(jobs, ended, strict=True):
         assert (end["JobState"], end["NodeList"]) == ("COMPLETED", "n[1-2]"), job.logs()
