@@ -39,9 +39,15 @@ class Job:
     """A submitted run, and where its files are."""
 
     def __init__(self, cluster: SlurmCluster, name: str, *overrides: str, driver: str = "", **site: object) -> None:
-        """Submit it; with a driver, that Python program runs in place of `cfpo-verl train`."""
+        """Submit it; with a driver, that Python program runs in place of `cfpo-verl train`.
+
+        Such jobs share the nodes, so that several can run at once.
+        """
         self.cluster, self.run_dir = cluster, cluster.shared / name
-        facts = {"shared_dir": str(cluster.shared), "nodes_deadline_s": 120, "time": "1:00:00", **site}
+        facts: dict[str, object] = {"shared_dir": str(cluster.shared), "nodes_deadline_s": 120, "time": "1:00:00"}
+        if driver:
+            facts |= {"exclusive": False, "cpus_per_node": 1, "memory_per_node": "2G"}
+        facts |= site
         (cluster.shared / "cluster" / f"{name}.yaml").write_text(json.dumps(facts))  # which is YAML
         arguments = ["experiment=cpu_quickstart", "trainer.nnodes=2", f"cluster={name}", f"run_dir={self.run_dir}"]
         arguments += [*SMALL, *overrides]
@@ -51,6 +57,14 @@ class Job:
             block = f"{{% block driver %}}\n    python {cluster.shared / name}.py\n{{% endblock %}}\n"
             template.write_text(f'{{% extends "job.sbatch.j2" %}}\n{block}')
             arguments += ["--template", str(template)]
+            # What `submit` checks beforehand takes seconds, and is looked at in the jobs that train.
+            script = self.command("render", *arguments).stdout.strip()
+            if "elsewhere" in name:
+                text = Path(script).read_text()
+                Path(script).write_text(text.replace(f"RUN_DIR={self.run_dir}", f"RUN_DIR=/tmp/{name}"))
+            self.id = cluster.run("sbatch", "--parsable", script).strip()
+            (self.run_dir / "slurm" / "jobs.jsonl").write_text(json.dumps({"job_id": self.id}) + "\n")
+            return
         result = self.command("submit", *arguments)
         assert result.returncode == 0, result.stderr
         self.id = result.stdout.split()[-1]
@@ -108,44 +122,6 @@ print(json.dumps({"tasks": ray.get([where.remote(), where.remote()]), "cpus": ra
 """
 
 
-def test_exit_status_of_a_failing_driver_is_the_jobs_and_nothing_is_left(cluster):
-    job = Job(cluster, "failing", driver=RAY_ONLY + "sys.exit(7)\n")
-    ended = job.end(120)
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "7:0", "0"), job.logs()
-    assert "the driver ended with status 7" in job.log("job.txt")
-    printed = next(json.loads(line) for line in job.log("driver.txt").splitlines() if line.startswith("{"))
-    assert sorted(printed["tasks"]) == [
-        [node, "cpu", f"/tmp/cfpo-verl-{job.id}/tmp", str(cluster.shared)] for node in NODES
-    ]
-    assert printed["cpus"] == 128  # 64 logical ones on each node, as the platform says
-    assert_nothing_is_left(cluster)
-    assert not list(job.run_dir.rglob("ray-token"))
-    shown = job.command("status", str(job.run_dir))
-    assert f"job {job.id}: FAILED (NonZeroExitCode)" in shown.stdout
-    assert "exit status 7" in shown.stdout
-    assert "no step yet" in shown.stdout
-    assert "the driver ended with status 7" in job.command("logs", str(job.run_dir)).stdout
-
-
-def test_a_node_that_never_comes_up_is_named_at_the_deadline(cluster):
-    setup = [PATH, "if [ $(hostname) = n2 ]; then sleep 300; fi"]
-    job = Job(cluster, "absent", driver=RAY_ONLY, setup=setup, nodes_deadline_s=20)
-    ended = job.end(120)
-    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "69:0"), job.logs()
-    assert "1 of 2 nodes have not joined within 20 s: n2 (not there)" in job.log("job.txt")
-    assert_nothing_is_left(cluster)
-
-
-def test_a_node_that_cannot_start_ray_fails_the_job_at_once(cluster):
-    setup = [PATH, "if [ $(hostname) = n2 ]; then echo no module here; false; fi"]
-    job = Job(cluster, "broken", driver=RAY_ONLY, setup=setup)
-    ended = job.end(60)
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "69:0", "0"), job.logs()
-    assert "Ray on node n2 ended with status 1" in job.log("job.txt")
-    assert "no module here" in job.log("job.txt")
-    assert_nothing_is_left(cluster)
-
-
 # Both jobs use verl's own classes with the name that verl would give to the socket in both of them.
 WEIGHTS = """
 import asyncio, os, sys, time
@@ -201,34 +177,106 @@ arrive("done")
 """
 
 
-def test_two_jobs_on_the_same_nodes_do_not_meet(cluster):
+@pytest.fixture(scope="module")
+def ray_only(cluster):
+    """Six jobs at once, and what was left when they had ended."""
     (cluster.shared / "barrier").mkdir()
-    share = {"exclusive": False, "cpus_per_node": 4, "memory_per_node": "6G"}
-    jobs = [Job(cluster, name, driver=WEIGHTS, **share) for name in ("left", "right")]
-    ended = [job.end(180) for job in jobs]
-    for job, end in zip(jobs, ended, strict=True):
-        assert (end["JobState"], end["NodeList"]) == ("COMPLETED", "n[1-2]"), job.logs()
+    on_n2 = "if [ $(hostname) = n2 ]; then {}; fi"
+    jobs = {
+        "failing": Job(cluster, "failing", driver=RAY_ONLY + "sys.exit(7)\n", network_interface="eth0"),
+        "absent": Job(cluster, "absent", driver=RAY_ONLY, setup=[PATH, on_n2.format("sleep 300")], nodes_deadline_s=30),
+        "broken": Job(cluster, "broken", driver=RAY_ONLY, setup=[PATH, on_n2.format("echo no module here; false")]),
+        "elsewhere": Job(cluster, "elsewhere", driver=RAY_ONLY),
+        "left": Job(cluster, "left", driver=WEIGHTS),
+        "right": Job(cluster, "right", driver=WEIGHTS),
+    }
+    array = _submit_sweep(cluster)
+    for job in jobs.values():
+        job.end(300)
+    cluster.wait_until(lambda: set(states_of(cluster, array)) <= set(ENDED), 300, "an end of the sweep")
+    assert_nothing_is_left(cluster)
+    return {**jobs, "array": array}
+
+
+def _submit_sweep(cluster: SlurmCluster) -> str:
+    """Two jobs of an array on one node each, which say what they would train."""
+    template = cluster.shared / "sweep.j2"
+    block = """{% block driver %}\n    grep '^seed:' "$RUN_DIR/slurm/config.yaml"\n{% endblock %}\n"""
+    template.write_text(f'{{% extends "job.sbatch.j2" %}}\n{block}')
+    facts = {"shared_dir": str(cluster.shared), "exclusive": False, "cpus_per_node": 1, "memory_per_node": "2G"}
+    (cluster.shared / "cluster" / "sweep.yaml").write_text(json.dumps(facts))
+    command = [Path(sys.executable).with_name("cfpo-verl"), "slurm", "render", "experiment=cpu_quickstart"]
+    command += ["cluster=sweep", "seed=3,5", f"run_dir={cluster.shared}/sweep", "--multirun", "--template", template]
+    result = subprocess.run(command, cwd=cluster.shared, env=cluster.env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return cluster.run("sbatch", "--parsable", result.stdout.strip()).strip()
+
+
+def states_of(cluster: SlurmCluster, array: str) -> list[str]:
+    shown = cluster.run("scontrol", "show", "job", "--oneliner", array)
+    return [word.removeprefix("JobState=") for word in shown.split() if word.startswith("JobState=")]
+
+
+def test_exit_status_of_a_failing_driver_is_the_jobs(ray_only, cluster):
+    job = ray_only["failing"]
+    ended = cluster.job(job.id)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "7:0", "0"), job.logs()
+    assert "the driver ended with status 7" in job.log("job.txt")
+    printed = next(json.loads(line) for line in job.log("driver.txt").splitlines() if line.startswith("{"))
+    assert sorted(printed["tasks"]) == [
+        [node, "cpu", f"/tmp/cfpo-verl-{job.id}/tmp", str(cluster.shared)] for node in NODES
+    ]
+    assert printed["cpus"] == 128  # 64 logical ones on each node, as the platform says
+    assert not list(job.run_dir.rglob("ray-token"))
+    shown = job.command("status", str(job.run_dir))
+    assert f"job {job.id}: FAILED (NonZeroExitCode)" in shown.stdout
+    assert "exit status 7" in shown.stdout
+    assert "no step yet" in shown.stdout
+    assert "the driver ended with status 7" in job.command("logs", str(job.run_dir)).stdout
+
+
+def test_a_node_that_never_comes_up_is_named_at_the_deadline(ray_only, cluster):
+    job = ray_only["absent"]
+    ended = cluster.job(job.id)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "69:0", "0"), job.logs()
+    assert "1 of 2 nodes have not joined within 30 s: n2 (not there)" in job.log("job.txt")
+
+
+def test_a_node_that_cannot_start_ray_fails_the_job_at_once(ray_only, cluster):
+    job = ray_only["broken"]
+    ended = cluster.job(job.id)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "69:0", "0"), job.logs()
+    assert "Ray on node n2 ended with status 1" in job.log("job.txt")
+    assert "no module here" in job.log("job.txt")
+
+
+def test_a_folder_that_the_nodes_do_not_share_is_noticed(ray_only, cluster):
+    """/tmp is each node's own here, as on a real cluster."""
+    ended = cluster.job(ray_only["elsewhere"].id)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "69:0")
+    [log] = (cluster.folder / "tmp-n1" / "elsewhere").rglob("job.txt")
+    assert "node n2 does not see" in log.read_text()
+    assert "Choose a run_dir that all nodes share" in log.read_text()
+
+
+def test_two_jobs_on_the_same_nodes_do_not_meet(ray_only, cluster):
+    jobs = [ray_only[name] for name in ("left", "right")]
+    for job in jobs:
+        ended = cluster.job(job.id)
+        assert (ended["JobState"], ended["NodeList"]) == ("COMPLETED", "n[1-2]"), job.logs()
         lines = [line for line in job.log("driver.txt").splitlines() if line.startswith("received")]
         # Each node of each job got 20 tensors with the number of its own job.
         assert sorted(lines) == [f"received {node} [{float(job.id)}] 20" for node in NODES], job.logs()
     addresses = [line for job in jobs for line in job.log("driver.txt").splitlines() if line.startswith("gcs")]
     assert len(set(addresses)) == 2
-    assert_nothing_is_left(cluster)
 
 
-def test_a_folder_that_the_nodes_do_not_share_is_noticed(cluster):
-    """/tmp is each node's own here, as on a real cluster."""
-    job = Job(cluster, "elsewhere", driver=RAY_ONLY)
-    script = (job.run_dir / "slurm" / "job.sbatch").read_text()
-    cluster.run("scancel", job.id)
-    own = cluster.shared / "own.sbatch"
-    own.write_text(script.replace(f"RUN_DIR={job.run_dir}", "RUN_DIR=/tmp/own"))
-    job.id = cluster.run("sbatch", "--parsable", own).strip()
-    ended = job.end(90)
-    assert ended["JobState"] == "FAILED"
-    [log] = (cluster.folder / "tmp-n1" / "own").rglob("job.txt")
-    assert "node n2 does not see" in log.read_text()
-    assert "Choose a run_dir that all nodes share" in log.read_text()
+def test_each_job_of_a_sweep_has_its_own_run(ray_only, cluster):
+    assert states_of(cluster, ray_only["array"]) == ["COMPLETED", "COMPLETED"]
+    for seed in (3, 5):
+        [driver] = (cluster.shared / f"sweep_seed={seed}" / "slurm").rglob("driver.txt")
+        assert f"seed: {seed}\n" in driver.read_text()
+        assert "done" in driver.with_name("job.txt").read_text()
 
 
 TRAIN = ["trainer.total_training_steps=4", "trainer.val_before_train=false", "trainer.test_freq=-1"]
@@ -275,9 +323,9 @@ def test_two_nodes_train_with_the_plugin_on_both(undisturbed, cluster):
         assert "raylet" in programs
         assert "WorkerDict" in programs
         assert "VLLM::EngineCore" in programs
-    # Two ranks of one mesh, each on its node.
-    log = (job.run_dir / "log.1.txt").read_text()
-    assert "nodes: 2 of 2 nodes answered" in log or "2 of 2 nodes answered" in job.log("driver.txt")
+    [line] = [line for line in job.log("driver.txt").splitlines() if "2 of 2 nodes answered" in line]
+    assert "loss_mode=cfpo is registered on 10.98." in line
+    assert line.count("10.98.") == 2
     assert_nothing_is_left(cluster)
 
 
