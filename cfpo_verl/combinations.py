@@ -53,10 +53,12 @@ def _engine(config: DictConfig) -> Iterator[str]:
 def _cpu(config: DictConfig) -> Iterator[str]:
     if config.trainer.device != "cpu":
         return
-    if config.trainer.nnodes > 1:
+    # `cfpo-verl slurm` takes it out: there Ray has been started on every node.
+    starts_ray = OmegaConf.select(config, "ray_kwargs.ray_init.num_gpus") is not None
+    if config.trainer.nnodes > 1 and starts_ray:
         yield (
             f"backend=cpu with trainer.nnodes={config.trainer.nnodes}: it starts Ray on this machine alone and would "
-            "wait for other nodes for ever. Choose topology=1x1"
+            "wait for other nodes for ever. Choose topology=1x1, or run it with `cfpo-verl slurm submit`"
         )
     if config.trainer.v1.trainer_mode == "separate_async":
         yield (

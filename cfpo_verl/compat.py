@@ -229,6 +229,20 @@ USES = (
         "its callback gets copies on a CPU",
         ("on_bucket_received",),
     ),
+    Use(
+        "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer",
+        "BucketedWeightReceiver.__init__",
+        "sockets",
+        "its socket moves into the folder of the job",
+        ("zmq_handle",),
+    ),
+    Use(
+        "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer",
+        "BucketedWeightSender.__init__",
+        "sockets",
+        "its socket moves into the folder of the job",
+        ("zmq_handle",),
+    ),
     Use("verl.third_party.vllm", "", "cpu.vllm_metadata", "asks for the version of vllm", word='package_name = "vllm"'),
     Use(
         "vllm.model_executor.layers.utils",

@@ -132,6 +132,8 @@ def train(config: DictConfig, nodes: bool = False) -> Path | None:
     for finding in findings:
         if finding.status == "warning":
             print(f"cfpo-verl: warning: {finding}", file=sys.stderr)
+        elif finding.check == "nodes":
+            print(f"cfpo-verl: {finding.found}", file=sys.stderr)
 
     folder = Path(config.run_dir).absolute()
     attempt = run_dir.next_attempt(folder)

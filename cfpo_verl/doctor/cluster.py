@@ -171,7 +171,8 @@ def judge(config: DictConfig, nodes: Sequence[Node], canary: str) -> Iterator[Fi
         canary: What each should have read in the run folder.
     """
     yield from _judge_resources(config, nodes)
-    heard = []
+    heard, registered = [], []
+    loss_mode = config.actor_rollout_ref.actor.policy_loss.loss_mode
     for node in nodes:
         if node.found is None:
             yield failed(f"node {node.name} does not answer: {node.error}", "Check Python and Ray on that node")
@@ -183,14 +184,17 @@ def judge(config: DictConfig, nodes: Sequence[Node], canary: str) -> Iterator[Fi
                 "Install the same environment on every node, before `ray start`",
             )
         else:
-            loss_mode = config.actor_rollout_ref.actor.policy_loss.loss_mode
+            registered += [node.name] if loss_mode in node.registry[0] else []
             judged = judge_registries(loss_mode, config.algorithm.adv_estimator, node.registry, node.found["env"])
             for finding in judged:
                 yield Finding(finding.status, f"node {node.name}: {finding.found}", finding.way_out)
         yield from _judge_node(config, node.name, node.found, canary)
     yield from _judge_versions(heard)
     if heard:
-        yield ok(f"{len(heard)} of {len(nodes)} nodes answered")
+        where = ", ".join(registered) or "none"
+        yield ok(
+            f"{len(heard)} of {len(nodes)} nodes answered; policy_loss.loss_mode={loss_mode} is registered on {where}"
+        )
 
 
 def _judge_resources(config: DictConfig, nodes: Sequence[Node]) -> Iterator[Finding]:
