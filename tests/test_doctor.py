@@ -136,7 +136,7 @@ def test_garbage_in_the_config_is_reported_and_not_raised(monkeypatch):
 
 def test_train_refuses_every_failure(monkeypatch):
     found = [Finding("failed", "a is wrong", "Do b"), Finding("warning", "c", "d"), Finding("failed", "e", "f")]
-    monkeypatch.setattr(doctor, "examine", lambda _config: found)
+    monkeypatch.setattr(doctor, "examine", lambda _config, nodes: found)
     monkeypatch.setattr(doctor, "worker_env", lambda _config: {})  # this process goes on with other tests
     with pytest.raises(train.RefusedError, match=r"^a is wrong\. Do b\ne\. f$"):
         train.train(quickstart())
@@ -169,7 +169,7 @@ def test_doctor_by_hand(run_cli, tmp_path, arithmetic_files, model):
 
 @pytest.mark.parametrize(("status", "exit_status"), [("failed", 2), ("warning", 0)])
 def test_a_dry_run_prints_config_and_table_and_starts_nothing(monkeypatch, capsys, status, exit_status):
-    monkeypatch.setattr(doctor, "examine", lambda _config: [Finding(status, "a is wrong", "Do b", "mine")])
+    monkeypatch.setattr(doctor, "examine", lambda _config, nodes: [Finding(status, "a is wrong", "Do b", "mine")])
     monkeypatch.setattr(doctor, "worker_env", lambda _config: {})  # this process goes on with other tests
     overrides = ["experiment=cpu_quickstart", "--dry-run", "actor_rollout_ref.actor.policy_loss.epsilon=0.1"]
     assert train.main(overrides) == exit_status
