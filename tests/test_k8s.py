@@ -298,6 +298,11 @@ def test_too_few_cpus_are_refused(site):
         rendered(["experiment=math_8gpu", "run_dir=runs/a", "kubernetes.cpus_per_node=8"], site())
 
 
+def test_pools_that_are_no_whole_nodes_are_refused(site):
+    with pytest.raises(JobError, match=r"needs 11 GPUs in all its pools, which are no whole nodes"):
+        rendered(["experiment=math_async_16gpu", "actor_rollout_ref.rollout.n_gpus_per_node=3"], site())
+
+
 def test_a_config_that_no_config_map_holds_is_refused(site):
     site_facts, job = jobs.plan(["experiment=math_8gpu", "kubernetes=mysite", "run_dir=runs/a"], site())
     with pytest.raises(JobError, match="Kubernetes allows 1048576"):
