@@ -72,6 +72,18 @@ def slurm(context: typer.Context) -> None:
 
 
 @app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def k8s(context: typer.Context) -> None:
+    """Run on Kubernetes: cfpo-verl k8s render experiment=NAME kubernetes=NAME. See cfpo-verl k8s --help."""
+    _check_antlr("k8s")
+    from cfpo_verl.k8s.command import app as k8s_app
+
+    k8s_app(context.args, prog_name="cfpo-verl k8s")
+
+
+@app.command(
     epilog="Examples: cfpo-verl experiments;  cfpo-verl experiments 7b 8gpu megatron;  "
     "cfpo-verl experiments gsm8k --json",
 )

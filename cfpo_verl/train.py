@@ -262,10 +262,45 @@ def _separate_runs(config: DictConfig) -> None:
     config.run_dir = f"{config.run_dir}_{','.join(chosen).replace('/', '_')}"
 
 
+class RunEndedError(RuntimeError):
+    """A run of a --multirun in another process ended otherwise than trained."""
+
+    def __init__(self, status: int) -> None:
+        """Keep the exit status of the run."""
+        self.status = status
+        super().__init__(status)
+
+
 @hydra.main(config_path="pkg://cfpo_verl.hydra_configs", config_name="train", version_base=None)
 def _hydra_main(config: DictConfig) -> None:
     _separate_runs(config)
-    _train_and_report(config)
+    try:
+        _train_and_report(config)
+    except SystemExit as ended:
+        if _runs_elsewhere():
+            raise RunEndedError(int(ended.code or 0)) from None
+        raise
+
+
+def _compose_and_train() -> int:
+    """Let Hydra compose what the command line says, run it or each of its points, and return the exit status."""
+    try:
+        _hydra_main()
+    except RunEndedError as error:  # of a point in another process; Hydra has said which
+        print(
+            f"cfpo-verl train: that run ended with exit status {error.status}. What it said is with its launcher: "
+            "hydra/launcher=submitit_... keeps it in runs/multirun/.submitit/*/*_log.err",
+            file=sys.stderr,
+        )
+        return error.status
+    return 0
+
+
+def _runs_elsewhere() -> bool:
+    """Say whether a launcher runs this in a process of its own: that reports an exception, but no exit."""
+    hydra_config = HydraConfig.get()
+    basic = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+    return hydra_config.mode == RunMode.MULTIRUN and hydra_config.launcher["_target_"] != basic
 
 
 def _train_and_report(config: DictConfig, nodes: bool = False) -> None:
@@ -342,8 +377,7 @@ def _run(arguments: list[str]) -> int:
     elif nodes or dry:
         config = compose(arguments)
     else:
-        _hydra_main()
-        return 0
+        return _compose_and_train()
     if dry:
         return _dry_run(config, nodes)
     _train_and_report(config, nodes)

@@ -1,14 +1,13 @@
 """What a site says about its cluster, once, in a file of the config group `cluster`."""
 
-import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
+from cfpo_verl import sites
 from cfpo_verl.slurm.errors import SlurmError
 
 RUNTIMES = ("none", "pyxis", "apptainer")
@@ -64,19 +63,16 @@ class Cluster:
     max_parallel_jobs: int = 4
 
 
+GROUP = sites.Group("cluster", Cluster, "cfpo-verl slurm")
+
+
 def from_config(config: DictConfig) -> Cluster:
-    """Read and check the node `cluster` of a composed config.
+    """Take the node `cluster` out of a composed config and check it.
 
     Raises:
         SlurmError: If a key is unknown, or a value makes no sense.
     """
-    schema = OmegaConf.structured(Cluster)
-    try:
-        cluster = OmegaConf.to_object(OmegaConf.merge(schema, config))
-    except OmegaConfBaseException as error:
-        key = error.full_key or str(error.key)
-        check_key(key)
-        raise SlurmError(f"cluster.{key}: {str(error.msg).splitlines()[0]}") from error
+    cluster = sites.read(GROUP, config)
     assert isinstance(cluster, Cluster)
     problems = check(cluster)
     if problems:
@@ -90,14 +86,7 @@ def check_key(key: str) -> None:
     Raises:
         SlurmError: With the key that was probably meant.
     """
-    first, _, rest = key.partition(".")
-    within, leaf = (Container, rest) if first == "container" and rest else (Cluster, first)
-    known = [each.name for each in fields(within)]
-    if leaf in known:
-        return
-    close = difflib.get_close_matches(leaf, known, n=1)
-    meant = f"Did you mean {close[0]}? " if close else ""
-    raise SlurmError(f"cluster.{key}: there is no such key. {meant}Known: {', '.join(known)}")
+    sites.check_key(GROUP, key)
 
 
 def check(cluster: Cluster) -> list[str]:

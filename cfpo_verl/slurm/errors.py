@@ -1,5 +1,5 @@
 """The error of everything that can go wrong before and around a job."""
 
+from cfpo_verl.sites import JobError as SlurmError
 
-class SlurmError(ValueError):
-    """A job cannot be rendered, submitted or found; the message names the value, the rule and the way out."""
+__all__ = ["SlurmError"]

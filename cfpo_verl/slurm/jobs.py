@@ -21,15 +21,15 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from cfpo_verl.doctor.machine import gpus_needed
+from cfpo_verl import sites
 from cfpo_verl.run_dir import package_versions
 from cfpo_verl.slurm import cluster as clusters
 from cfpo_verl.slurm.cluster import Cluster
 from cfpo_verl.slurm.errors import SlurmError
 from cfpo_verl.slurm.script import Job, render
-from cfpo_verl.train import compose, verl_config_dir
+from cfpo_verl.train import compose
 
 _FOLDER = "slurm"
 SCRIPT, CONFIG, MANIFEST, JOBS = "job.sbatch", "config.yaml", "manifest.json", "jobs.jsonl"
@@ -68,29 +68,19 @@ def plan(overrides: Sequence[str], config_dir: Path, multirun: bool) -> tuple[Cl
         SlurmError: If the cluster or a folder does not fit.
         HydraException: If an override does not fit.
     """
-    if not any(override.startswith("cluster=") for override in overrides):
-        raise SlurmError(
-            "no cluster is chosen. Copy the example with `cfpo-verl slurm example > cluster/mysite.yaml`, fill it in, "
-            "and add cluster=mysite"
-        )
+    sites.check_chosen(clusters.GROUP, overrides)
     points = _points(overrides) if multirun else [list(overrides)]
     runs, cluster = [], None
     for point in points:
-        config = compose(_with_cluster(point, config_dir))
-        with open_dict(config):
-            cluster = clusters.from_config(config.pop("cluster") or OmegaConf.create())
+        config = compose(sites.choose(clusters.GROUP, point, config_dir))
+        cluster = clusters.from_config(config)
         varied = [override for override in point if override not in overrides]
         run_dir = Path(config.run_dir).absolute()
         if varied and not any(override.startswith("run_dir=") for override in varied):
             run_dir = run_dir.with_name(f"{run_dir.name}_{','.join(varied).replace('/', '_')}")
         clusters.check_run_dir(cluster, run_dir)
-        ray_init = config.ray_kwargs.ray_init
-        ray_cpus = ray_init.get("num_cpus")
-        with open_dict(config):
-            config.run_dir = str(run_dir)
-            # ray.init refuses them where it joins a cluster; there `ray start` gets them.
-            for key in ("num_cpus", "num_gpus"):
-                ray_init.pop(key, None)
+        config.run_dir = str(run_dir)
+        ray_cpus = sites.join_ray(config)
         runs.append(Run(point, config, run_dir, ray_cpus))
     assert cluster is not None
     if len({run.run_dir for run in runs}) < len(runs):
@@ -103,7 +93,7 @@ def plan(overrides: Sequence[str], config_dir: Path, multirun: bool) -> tuple[Cl
     home = runs[0].run_dir
     if multirun:
         fixed = [override for override in overrides if override in runs[0].overrides]
-        base = compose(_with_cluster(fixed, config_dir))
+        base = compose(sites.choose(clusters.GROUP, fixed, config_dir))
         home = Path(base.run_dir).absolute()
         home = home.with_name(f"{home.name}_sweep")
     return cluster, home, runs
@@ -114,28 +104,6 @@ def _points(overrides: Sequence[str]) -> list[list[str]]:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     [batch] = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(point) for point in batch]
-
-
-def _with_cluster(overrides: Sequence[str], config_dir: Path) -> list[str]:
-    """Add the site's folder and what the site's file leaves out."""
-    chosen = []
-    for override in overrides:
-        if override.startswith("cluster."):
-            clusters.check_key(override.removeprefix("cluster.").partition("=")[0])
-        name = override.removeprefix("cluster=")
-        if name == override:
-            chosen.append(override)
-            continue
-        here = config_dir.absolute() / "cluster"
-        if name != "example" and not (here / f"{name}.yaml").is_file():
-            found = ", ".join(sorted(file.stem for file in here.glob("*.yaml"))) or "none"
-            raise SlurmError(
-                f"cluster={name}: there is no {here / name}.yaml (there: {found}). Make it with `cfpo-verl slurm "
-                f"example > {name}.yaml`, or name another folder with --config-dir"
-            )
-        # The example has every key with the value that holds if a site says nothing.
-        chosen.append("+cluster=[example]" if name == "example" else f"+cluster=[example,{name}]")
-    return [*chosen, f"hydra.searchpath=['file://{verl_config_dir()}','file://{config_dir.absolute()}']"]
 
 
 def _shape(config: DictConfig) -> tuple[int, int]:
@@ -149,23 +117,16 @@ def make_job(cluster: Cluster, home: Path, runs: Sequence[Run]) -> Job:
         SlurmError: If the GPUs that the run needs do not make whole nodes.
     """
     config = runs[0].config
-    per_node, needed = config.trainer.n_gpus_per_node, gpus_needed(config)
-    if needed % per_node:
-        raise SlurmError(
-            f"the run needs {needed} GPUs in all its pools, which are no whole nodes with "
-            f"trainer.n_gpus_per_node={per_node}"
-        )
-    env_vars = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
     sweep = [run.run_dir for run in runs] if home != runs[0].run_dir else []
     return Job(
         name=str(config.trainer.experiment_name),
         run_dir=home,
         work_dir=Path.cwd(),
-        nodes=needed // per_node,
-        gpus_per_node=per_node,
+        nodes=sites.count_nodes(config),
+        gpus_per_node=config.trainer.n_gpus_per_node,
         needs_gpus=config.trainer.device != "cpu",
         ray_cpus=runs[0].ray_cpus,
-        environment={str(name): str(value) for name, value in env_vars.items()},
+        environment=sites.worker_environment(config),
         points=sweep,
     )
 

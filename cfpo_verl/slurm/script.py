@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, TemplateError
 
 from cfpo_verl import __version__, run_dir
+from cfpo_verl.sites import RAY_ENVIRONMENT
 from cfpo_verl.slurm.cluster import Cluster
 from cfpo_verl.slurm.errors import SlurmError
 from cfpo_verl.train import STOPPED_ON_REQUEST
@@ -136,6 +137,7 @@ def render(cluster: Cluster, job: Job, template: Path | None = None) -> str:
         "gpu_option": gpu_option(cluster, job.gpus_per_node) if asks_for_gpus(cluster, job) else "",
         "ray_cpus": job.ray_cpus,
         "environment": {**job.environment, **cluster.environment},
+        "ray_environment": RAY_ENVIRONMENT,
         "python_path": Path(sys.prefix) / "bin" if uses_own_python else None,
         "mounts": [*own_mounts, *container.mounts],
         "shared_variables": " ".join(_SHARED_VARIABLES),

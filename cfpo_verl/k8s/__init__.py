@@ -1,0 +1,1 @@
+"""Runs as KubeRay RayJobs: cluster facts, the manifest, and what runs in its pods."""

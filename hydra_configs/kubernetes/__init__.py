@@ -1,0 +1,1 @@
+"""Config files only; a package so that Hydra finds them by pkg://cfpo_verl.hydra_configs."""
