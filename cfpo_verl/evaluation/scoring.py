@@ -1,6 +1,7 @@
 """Glue: the project's verifier over a table of responses."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 import pandas as pd
@@ -23,9 +24,13 @@ def score(table: pd.DataFrame, on_scored: Callable[[int], None] = lambda _number
     """
     columns = ("data_source", "response", "gold", "problem")
     rows = list(zip(*(table[column] for column in columns), strict=True))
+    counters = logging.getLogger("cfpo_verl.rewards.verifier")
+    level = counters.level
+    counters.setLevel(logging.WARNING)  # a progress bar says how far it is
     try:
         scores = asyncio.run(_score_all(rows, on_scored))
     finally:
+        counters.setLevel(level)
         close()
     answers = [_answer(source, response) for source, response, _gold, _problem in rows]
     votes = [None if answer is None else _vote(answer) for answer in answers]
