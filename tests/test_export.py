@@ -127,6 +127,27 @@ def test_a_checkpoint_without_shards_is_copied(made, whole_run, tmp_path):
     export(megatron, tmp_path / "of_megatron")
 
 
+def test_megatron_shards_need_a_gpu_and_verl_takes_our_arguments(whole_run, tmp_path, monkeypatch):
+    """The merge itself cannot run without a GPU; whether verl understands what it is asked can be seen."""
+    from verl.model_merger.base_model_merger import generate_config_from_args, parse_args
+
+    actor = whole_run / "checkpoints" / "global_step_3" / "actor"
+    (actor / "fsdp_config.json").unlink()
+    (actor / "model" / "dist_ckpt").mkdir(parents=True)
+    (actor / "huggingface").rename(actor / "model" / "huggingface")
+    checkpoint = find_checkpoint(whole_run)
+    assert checkpoint.is_sharded
+    monkeypatch.setattr(merge, "_has_gpu", lambda: False)
+    with pytest.raises(CheckpointError, match="verl's merger needs a GPU for Megatron's shards"):
+        export(checkpoint, tmp_path / "out")
+    monkeypatch.setattr("sys.argv", ["verl.model_merger", *merge.merger_arguments(checkpoint, tmp_path / "out", True)])
+    config = generate_config_from_args(parse_args())
+    assert config.local_dir == str(actor)
+    assert config.hf_model_config_path == str(checkpoint.huggingface)
+    assert (config.backend, config.tie_word_embedding) == ("megatron", True)
+    assert (config.trust_remote_code, config.hf_upload) == (True, False)
+
+
 def test_the_export_of_a_run_is_made_once(whole_run):
     checkpoint = find_checkpoint(whole_run)
     folder = exported(checkpoint)

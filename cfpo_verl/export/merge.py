@@ -75,6 +75,11 @@ def export(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: is there already. Give another --out, or delete it")
+    if checkpoint.backend == "megatron" and checkpoint.is_sharded and not _has_gpu():
+        raise CheckpointError(
+            f"{checkpoint.folder}: verl's merger needs a GPU for Megatron's shards, and there is none here. "
+            "Export where the run was trained"
+        )
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as folder:
         unfinished = Path(folder) / "model"
@@ -119,20 +124,31 @@ def exported(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Path:
     return out
 
 
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _newest(folder: Path) -> float:
     return max(path.stat().st_mtime for path in folder.rglob("*"))
 
 
+def merger_arguments(checkpoint: Checkpoint, out: Path, trust_remote_code: bool) -> list[str]:
+    """Return the command line of verl's merger."""
+    arguments = ["merge", "--backend", checkpoint.backend]
+    arguments += ["--local_dir", str(checkpoint.folder), "--target_dir", str(out)]
+    config = json.loads((checkpoint.huggingface / "config.json").read_text())
+    if checkpoint.backend == "megatron" and config.get("tie_word_embeddings"):
+        arguments.append("--tie-word-embedding")
+    if trust_remote_code:
+        arguments.append("--trust-remote-code")
+    return arguments
+
+
 def _merge(checkpoint: Checkpoint, out: Path, trust_remote_code: bool) -> None:
     """Run verl's merger in a process of its own: it prints, and it keeps the whole model in memory."""
-    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", checkpoint.backend]
-    command += ["--local_dir", str(checkpoint.folder), "--target_dir", str(out)]
-    if checkpoint.backend == "megatron":
-        command.append("--use_cpu_initialization")
-        if json.loads((checkpoint.huggingface / "config.json").read_text()).get("tie_word_embeddings"):
-            command.append("--tie-word-embedding")
-    if trust_remote_code:
-        command.append("--trust-remote-code")
+    command = [sys.executable, "-m", "verl.model_merger", *merger_arguments(checkpoint, out, trust_remote_code)]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     if done.returncode or not has_weights(out):
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
