@@ -100,6 +100,14 @@ def test_pairing_takes_out_what_problems_have_in_common():
     assert paired.p_value < 1e-6
 
 
+def test_the_interval_of_a_difference_is_as_wide_as_the_normal_distribution():
+    second = np.random.default_rng(4).normal(size=1000)
+    paired = compare_paired(np.zeros(1000), second, resamples=4000)
+    error = second.std() / np.sqrt(1000)
+    assert paired.low == pytest.approx(second.mean() - 1.96 * error, abs=0.1 * error)
+    assert paired.high == pytest.approx(second.mean() + 1.96 * error, abs=0.1 * error)
+
+
 def test_the_same_estimate_in_another_order_is_equal():
     paired = compare_paired([0.1 + 0.2], [0.3])
     assert (paired.better, paired.worse, paired.equal, paired.p_value) == (0, 0, 1, 1.0)

@@ -126,6 +126,13 @@ def test_the_standard_error_is_that_of_repetition():
     assert maj_at_k(votes, 100, [4], seed=3).value.tolist() == maj_at_k(votes, 100, [4], seed=3).value.tolist()
 
 
+def test_sets_in_which_nobody_answers_are_lost_when_drawn_too():
+    """One of a hundred responses answers, and rightly: of sets of two 2 in 100 have it."""
+    found = maj_at_k([[1, 0]], 100, [2], draws=50_000)
+    assert found.value[0, 0] == pytest.approx(0.02, abs=5 * found.standard_error[0])
+    assert found.standard_error[0] < 1e-3
+
+
 def test_more_than_the_largest_exact_number_is_sampled():
     votes = [[40, 25]]
     assert maj_at_k(votes, LARGEST_EXACT + 1, [8]).standard_error[0] > 0

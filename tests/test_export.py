@@ -172,7 +172,7 @@ def test_an_evaluation_finds_the_model_of_a_run(made, whole_run, monkeypatch):
     assert (again.run_dir, again.step) == (str(run), 3)
     monkeypatch.chdir(made)
     plain = find_model("model")
-    assert (plain.path, plain.run_dir, plain.config) == ("model", None, {})
+    assert (plain.path, plain.given, plain.run_dir, plain.config) == (str(made / "model"), "model", None, {})
     assert fingerprint("model", None) != fingerprint(found.path, None)
     assert find_model("Qwen/Qwen2.5-0.5B").path == "Qwen/Qwen2.5-0.5B"
     with pytest.raises(EvaluationError, match="--step is for the checkpoints of a run"):

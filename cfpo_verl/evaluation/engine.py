@@ -215,7 +215,7 @@ def generate_on_cluster(
     """
     import ray
 
-    ray.init(runtime_env={"env_vars": env}, log_to_driver=True)
+    ray.init(runtime_env={"env_vars": env}, include_dashboard=False)
     needed = {"CPU": engines} if env else {"GPU": engines * settings.tensor_parallel_size}
     for name, number in needed.items():
         has = ray.cluster_resources().get(name, 0)

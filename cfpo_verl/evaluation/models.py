@@ -21,7 +21,7 @@ class EvalModel:
     """A model that vLLM can load.
 
     Args:
-        path: Folder or hub id.
+        path: Folder, absolute for engines that start elsewhere, or hub id.
         given: What the user gave.
         run_dir: The run of `cfpo-verl train` it comes from.
         step: Its training step.
@@ -68,10 +68,11 @@ def find_model(given: str, step: int | None = None, trust_remote_code: bool = Fa
             raise EvaluationError(f"{given} is a model already: --step is for the checkpoints of a run")
         record = path / RECORD
         made_from = json.loads(record.read_text())["checkpoint"] if record.is_file() else None
+        folder = str(path.absolute())
         if made_from is None or not Path(made_from).is_dir():
-            return EvalModel(given, given)
+            return EvalModel(folder, given)
         checkpoint = find_checkpoint(Path(made_from))
-        return _of_run(given, given, checkpoint.run_dir, checkpoint.step)
+        return _of_run(folder, given, checkpoint.run_dir, checkpoint.step)
     if not is_folder(given):
         return EvalModel(given, given)
     checkpoint = find_checkpoint(path, step)
