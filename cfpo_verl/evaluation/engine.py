@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 
+from cfpo_verl.evaluation.sets import EvaluationError
+
 # So long an engine works before it says what it has.
 _TICK_S = 0.5
 
@@ -211,7 +213,7 @@ def generate_on_cluster(
         env: Environment of the actors; if not empty there is no accelerator, and they ask for none.
 
     Raises:
-        ValueError: If the cluster does not have the GPUs.
+        EvaluationError: If the cluster does not have the GPUs.
     """
     import ray
 
@@ -220,9 +222,9 @@ def generate_on_cluster(
     for name, number in needed.items():
         has = ray.cluster_resources().get(name, 0)
         if has < number:
-            raise ValueError(
-                f"--data-parallel {engines} with {settings.tensor_parallel_size} GPUs for each engine needs "
-                f"{number} {name}s, but the Ray cluster has {has:g}. Give a smaller --data-parallel"
+            raise EvaluationError(
+                f"--data-parallel {engines} needs {number} {name}s, but the Ray cluster has {has:g}. "
+                "Give a smaller --data-parallel"
             )
     resources = {"num_cpus": 1, "num_gpus": 0 if env else settings.tensor_parallel_size}
     actors = [ray.remote(Engine).options(**resources).remote(settings) for _ in range(engines)]
