@@ -331,6 +331,27 @@ def test_engines_are_kept_busy_and_none_gets_more_than_its_share():
     assert max(clock) - min(clock) <= 3 * 4
 
 
+@pytest.mark.stack
+def test_more_engines_than_the_cluster_has_are_refused(run_python):
+    result = run_python(
+        """
+from cfpo_verl.evaluation.engine import EngineSettings, generate_on_cluster
+from cfpo_verl.evaluation.sets import EvaluationError
+settings = EngineSettings("m", "float32", 8, 1, 0.9, 8, True, False, 1.0, 1.0, -1, 4)
+for env, name in (({"A": "b"}, "CPU"), ({}, "GPU")):
+    try:
+        next(generate_on_cluster(settings, [], 9999, env))
+    except EvaluationError as error:
+        assert f"--data-parallel 9999 needs 9999 {name}s, but the Ray cluster has " in str(error), error
+        print("refused")
+    import ray
+    ray.shutdown()
+""",
+        RAY_ADDRESS="local",
+    )
+    assert result.stdout.split().count("refused") == 2, result.stderr[-3000:]
+
+
 def test_scores_answers_and_votes():
     rows = [
         ("openai/gsm8k", "It is \\boxed{0.5}.", "\\frac12", ""),
