@@ -175,7 +175,8 @@ def run(given: str, sets: str, out: Path, name: str | None, step: int | None, op
         left = [want for want in wanted if want.key not in found]
         settings = _engine(model, options, longest, on_cpu)
         timing = _generate(left, found, prompter, out, file, settings, options.data_parallel, env)
-        table = pd.DataFrame([_row(want, found[want.key], prompter) for want in wanted])
+        texts = {key: prompter.decode(tokens) for key, tokens in prompts.items()}
+        table = pd.DataFrame([_row(want, found[want.key], texts[want.key[:2]]) for want in wanted])
         with progress(sys.stderr) as bar:
             task = bar.add_task("scoring", total=len(table), rate="")
             table = scoring.score(table, lambda number: bar.advance(task, number))
@@ -186,7 +187,7 @@ def run(given: str, sets: str, out: Path, name: str | None, step: int | None, op
             "template": {
                 "chat_template": prompter.chat_template,
                 "kwargs": options.chat_template_kwargs,
-                "first_prompt": prompter.decode(wanted[0].tokens),
+                "first_prompt": next(iter(texts.values())),
             },
             "timing": timing,
         }
@@ -292,7 +293,7 @@ def _response(tokens: list[int], finish_reason: str, prompter: Prompter) -> stor
     return store.Response(prompter.decode_response(tokens), len(tokens), finish_reason)
 
 
-def _row(want: _Wanted, response: store.Response, prompter: Prompter) -> dict[str, Any]:
+def _row(want: _Wanted, response: store.Response, prompt: str) -> dict[str, Any]:
     return {
         "set": want.key.set,
         "uid": want.key.uid,
@@ -302,7 +303,7 @@ def _row(want: _Wanted, response: store.Response, prompter: Prompter) -> dict[st
         "data_source": want.problem.data_source,
         "problem": want.problem.problem,
         "gold": want.problem.gold,
-        "prompt": prompter.decode(want.tokens),
+        "prompt": prompt,
         "response": response.text,
         "prompt_tokens": len(want.tokens),
         "response_tokens": response.tokens,
