@@ -31,6 +31,8 @@ from cfpo_verl.run_dir import package_versions
 FORMAT = 1
 # Where no run says how long a response may be.
 DEFAULT_MAX_TOKENS = 4096
+# vLLM frees its shared memory when it ends by itself.
+_GRACE_S = 30.0
 
 
 class GenerationError(RuntimeError):
@@ -256,7 +258,7 @@ def _generate(
     with output_to(out / store.LOG) as terminal, progress(terminal) as bar:
         task = bar.add_task("starting vLLM", total=len(left) + len(found), completed=len(found), rate="")
         try:
-            with ending_what_it_starts():
+            with ending_what_it_starts(_GRACE_S):
                 if engines == 1:
                     reports = generate_here(settings, requests)
                 else:
