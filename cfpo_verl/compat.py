@@ -232,6 +232,13 @@ USES = (
         "options of verl's merger",
         word="--tie-word-embedding",
     ),
+    Use(
+        "verl.model_merger.base_model_merger",
+        "",
+        "export.merge",
+        "an adapter is written apart",
+        word="lora_train_meta.json",
+    ),
     Use("verl.model_merger.__main__", "main", "export.merge", "verl's merger"),
     Use("vllm", "EngineArgs", "evaluation.engine", "what an engine is started with", ("model", "max_model_len")),
     Use("vllm", "LLMEngine.from_engine_args", "evaluation.engine", "starts an engine", ("engine_args",)),

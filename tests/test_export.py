@@ -148,6 +148,14 @@ def test_megatron_shards_need_a_gpu_and_verl_takes_our_arguments(whole_run, tmp_
     assert (config.trust_remote_code, config.hf_upload) == (True, False)
 
 
+def test_an_adapter_is_not_taken_for_the_model(whole_run, tmp_path):
+    """verl's merger writes the base model's weights, without what was learnt."""
+    checkpoint = find_checkpoint(whole_run)
+    (checkpoint.folder / "lora_train_meta.json").write_text('{"r": 8}')
+    with pytest.raises(CheckpointError, match=r"holds a LoRA adapter.*the model before training"):
+        export(checkpoint, tmp_path / "out")
+
+
 def test_the_export_of_a_run_is_made_once(whole_run):
     checkpoint = find_checkpoint(whole_run)
     folder = exported(checkpoint)

@@ -70,11 +70,17 @@ def export(
         complete: Adds files to the folder before it is put in place.
 
     Raises:
-        CheckpointError: If `out` is there and not empty.
+        CheckpointError: If `out` is there and not empty, or the checkpoint is one that cannot be exported here.
         ExportError: If the merger fails, or the export says something else than the checkpoint.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: is there already. Give another --out, or delete it")
+    if (checkpoint.folder / "lora_train_meta.json").is_file():
+        raise CheckpointError(
+            f"{checkpoint.folder}: holds a LoRA adapter, which verl's merger writes beside the base model and not into "
+            "it: the export would be the model before training. Use `python -m verl.model_merger merge`, then peft's "
+            "merge_and_unload"
+        )
     if checkpoint.backend == "megatron" and checkpoint.is_sharded and not _has_gpu():
         raise CheckpointError(
             f"{checkpoint.folder}: verl's merger needs a GPU for Megatron's shards, and there is none here. "
@@ -189,8 +195,7 @@ def _check(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool) -> Che
         generated = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=16, do_sample=False)
     continuation = tokenizer.decode(generated[0, tokens.shape[1] :], skip_special_tokens=True)
     reference = _fsdp_weights(checkpoint.folder) if checkpoint.backend == "fsdp" and checkpoint.is_sharded else {}
-    # Megatron names and divides its weights otherwise; of an adapter the merger does not write the sum.
-    if not reference or any("lora_" in name for name in reference):
+    if not reference:  # Megatron names and divides its weights otherwise
         return Check(text, continuation, None, None, None)
     wanted = _said_with(model, reference, tokens)
     for name in reference:  # one after the other: there is no room for a third copy of a large model
