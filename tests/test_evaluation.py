@@ -218,7 +218,9 @@ def test_more_responses_and_sets_may_be_asked_for_later_and_fewer_not(model, sum
         command.run(str(model), f"{sums},{other}", out, None, None, OPTIONS)
     with pytest.raises(EvaluationError, match=r"has 6 responses that are not asked for.*of others"):
         command.run(str(model), str(sums), out, None, None, grown)
+    # And nothing is forgotten by having asked for less.
     assert len(store.read_generations(out)) == 42
+    assert set(json.loads((out / "settings.json").read_text())["sets"]) == {"sums", "others"}
 
 
 @pytest.mark.parametrize(
