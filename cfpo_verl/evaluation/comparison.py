@@ -36,7 +36,8 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """Return everything on one level."""
         row = asdict(self)
-        return {**row, **row.pop("paired")}
+        paired = row.pop("paired")
+        return {**row, **paired}
 
 
 def compare(first: Path, second: Path) -> tuple[list[Row], list[str]]:
