@@ -16,7 +16,13 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare data in verl's parquet schema.")
 prepare_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write parquet files from a source.")
+eval_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure a model: accuracy with intervals, from its own responses.",
+)
 app.add_typer(data_app, name="data")
+app.add_typer(eval_app, name="eval")
 data_app.add_typer(prepare_app, name="prepare")
 
 
@@ -395,6 +401,168 @@ def warmup(
         _fail("warmup", error)
     step, accuracy = measurements[-1]
     typer.echo(f"accuracy {accuracy:.3f} after {step} steps", err=True)
+    typer.echo(out)
+
+
+@eval_app.command(
+    "run",
+    epilog="Examples: cfpo-verl eval run Qwen/Qwen2.5-Math-1.5B --sets aime24,math500 --n 32 --temperature 0.6 "
+    "--out evals/base;  cfpo-verl eval run runs/cpu_quickstart_cfpo_seed0 --sets arithmetic --out evals/cfpo;  "
+    "cfpo-verl eval run MODEL --sets math_suite --n 32 --data-parallel 8 --out evals/suite.  "
+    "Exit status: 0 done; 1 failed while generating; 2 refused before that; 130 interrupted (the command goes on).",
+)
+def eval_run(
+    model: Annotated[
+        str, typer.Argument(help="Folder or hub id of a model, run folder, or checkpoint of verl.", metavar="MODEL")
+    ],
+    sets: Annotated[str, typer.Option(help="Names of eval_sets, or parquet files, with commas between them.")],
+    out: Annotated[Path, typer.Option(help="Folder of the evaluation; one that is not finished goes on.")],
+    n: Annotated[int, typer.Option(help="Responses for each problem.")] = 8,
+    temperature: Annotated[float, typer.Option(help="Of sampling; 0 for the likeliest token.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Share of probability that is sampled from.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Number of tokens that are sampled from; -1 for all.")] = -1,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest response.", show_default="as in the model's run, else 4096")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Every response's seed is made from it.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="So many problems of each set.", show_default="all")] = None,
+    step: Annotated[int | None, typer.Option(help="Checkpoint of a run.", show_default="the last one")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name in tables.", show_default="the model's or run's folder")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="vLLM's dtype.", show_default="float32 on a CPU, else auto")] = None,
+    tensor_parallel: Annotated[int, typer.Option(help="GPUs of each engine.")] = 1,
+    data_parallel: Annotated[int, typer.Option(help="Engines; more than one are actors of the Ray cluster.")] = 1,
+    gpu_memory_utilization: Annotated[float, typer.Option(help="Share of a GPU's memory, vLLM's option.")] = 0.9,
+    max_num_seqs: Annotated[int, typer.Option(help="Responses at the same time in each engine, vLLM's option.")] = 256,
+    chat_template_kwargs: Annotated[
+        str, typer.Option(help="JSON for the chat template, such as '{\"enable_thinking\": false}'.")
+    ] = "{}",
+    trust_remote_code: Annotated[bool, typer.Option(help="Let code of the model's folder run.")] = False,
+) -> None:
+    """Generate responses with vLLM, score them, and print avg@n, pass@k and maj@k with 95 percent intervals.
+
+    Prompts are made by verl's own code, so that the numbers can be held against validation in training.
+    """
+    import json
+
+    from cfpo_verl.evaluation import command
+    from cfpo_verl.evaluation.tables import print_summary
+    from cfpo_verl.export.merge import ExportError
+
+    try:
+        kwargs = json.loads(chat_template_kwargs)
+        if not isinstance(kwargs, dict):
+            raise ValueError(f"--chat-template-kwargs must be a JSON object, got {chat_template_kwargs}")
+        options = command.RunOptions(
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            max_tokens=max_tokens,
+            seed=seed,
+            limit=limit,
+            dtype=dtype,
+            tensor_parallel=tensor_parallel,
+            data_parallel=data_parallel,
+            gpu_memory_utilization=gpu_memory_utilization,
+            max_num_seqs=max_num_seqs,
+            trust_remote_code=trust_remote_code,
+            chat_template_kwargs=kwargs,
+        )
+        summary = command.run(model, sets, out, name, step, options)
+    except (ExportError, command.GenerationError) as error:
+        typer.echo(f"cfpo-verl eval run: {error}", err=True)
+        raise SystemExit(1) from None
+    except (ValueError, OSError) as error:
+        _fail("eval run", error)
+    except KeyboardInterrupt:
+        typer.echo(f"cfpo-verl eval run: interrupted; the same command goes on in {out}", err=True)
+        raise SystemExit(130) from None
+    print_summary(summary)
+    typer.echo(out / "summary.json", err=True)
+
+
+@eval_app.command(
+    "score", epilog="Example: cfpo-verl eval score generations.parquet --out evals/others --name 'model of others'"
+)
+def eval_score(
+    file: Annotated[Path, typer.Argument(help="Parquet file of responses.", metavar="FILE.parquet")],
+    out: Annotated[Path, typer.Option(help="Folder of the evaluation.")],
+    name: Annotated[str | None, typer.Option(help="Name in tables.", show_default="the file's")] = None,
+) -> None:
+    """Score responses that someone else made: columns response (or a list, responses), data_source and gold.
+
+    verl's own columns do too: reward_model for gold, extra_info for the problem.
+    """
+    from cfpo_verl.evaluation import command
+    from cfpo_verl.evaluation.tables import print_summary
+
+    try:
+        summary = command.score(file, out, name)
+    except (ValueError, OSError) as error:
+        _fail("eval score", error)
+    print_summary(summary)
+    typer.echo(out / "summary.json", err=True)
+
+
+@eval_app.command(
+    "compare", epilog="Examples: cfpo-verl eval compare evals/grpo evals/cfpo;  cfpo-verl eval compare A B --json"
+)
+def eval_compare(
+    first: Annotated[Path, typer.Argument(help="Folder of an evaluation.", metavar="FIRST")],
+    second: Annotated[Path, typer.Argument(help="Folder of another one.", metavar="SECOND")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one object for each row.")] = False,
+) -> None:
+    """Compare two evaluations on the problems that both have: difference, 95 percent interval, sign test."""
+    import json
+
+    from cfpo_verl.evaluation.comparison import compare
+    from cfpo_verl.evaluation.tables import print_comparison
+
+    try:
+        rows, notes = compare(first, second)
+    except (ValueError, OSError) as error:
+        _fail("eval compare", error)
+    for note in notes:
+        typer.echo(f"cfpo-verl eval compare: note: {note}", err=True)
+    if as_json:
+        typer.echo(json.dumps([row.as_dict() for row in rows], indent=2))
+    else:
+        print_comparison(rows, str(first), str(second))
+
+
+@app.command(
+    "export",
+    epilog="Examples: cfpo-verl export runs/math_cfpo --out models/math_cfpo;  "
+    "cfpo-verl export runs/math_cfpo/checkpoints/global_step_200 --out models/step_200 --evaluation evals/math_cfpo",
+)
+def export_model(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Run folder, or checkpoint of verl.", metavar="RUN_DIR_OR_CHECKPOINT")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    step: Annotated[int | None, typer.Option(help="Checkpoint of a run.", show_default="the last one")] = None,
+    evaluation: Annotated[
+        list[Path] | None, typer.Option(help="Folder of an evaluation for the model card; give it once for each.")
+    ] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Let code of the model's folder run.")] = False,
+) -> None:
+    """Write a checkpoint of FSDP or Megatron as a Hugging Face folder with a model card; nothing is uploaded.
+
+    verl's own merger does it; what it wrote is loaded with transformers and held against the checkpoint on a prompt.
+    """
+    from cfpo_verl.export import command
+    from cfpo_verl.export.merge import ExportError
+
+    try:
+        check = command.export_with_card(checkpoint, out, step, evaluation or [], trust_remote_code)
+    except ExportError as error:
+        typer.echo(f"cfpo-verl export: {error}", err=True)
+        raise SystemExit(1) from None
+    except (ValueError, OSError) as error:
+        _fail("export", error)
+    typer.echo(check.describe(), err=True)
     typer.echo(out)
 
 

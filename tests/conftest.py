@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -34,6 +35,26 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment without the switches above, plus `env`."""
     return {**{name: value for name, value in os.environ.items() if name not in _SWITCHES}, **env}
+
+
+def run_ranks(ranks: int, script: Path, *arguments: str | Path) -> None:
+    """Run a script as the ranks of one torch job on the CPU, and check that all end well."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(script), *map(str, arguments)],
+            env=clean_environment({**platform_env("cpu"), **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * ranks, outputs[0][-3000:]
 
 
 @pytest.fixture

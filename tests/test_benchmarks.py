@@ -79,3 +79,16 @@ def test_the_reward_is_compared_with_its_peers(tmp_path):
     poison = found["poison"]
     assert poison["right_scored_1"] == poison["right"] == 99
     assert poison["poison_scored_1"] == 0
+
+
+def test_the_metrics_of_an_evaluation_are_compared_with_verls(tmp_path):
+    out = tmp_path / "evaluation.json"
+    result = run("evaluation", "--problems", "20", "--pass-problems", "3", "--pass-samples", "16", "--out", str(out))
+    assert result.returncode == 0, result.stderr[-5000:]
+    found = json.loads(out.read_text())
+    ours, theirs = found["metrics"]
+    assert (ours["version"], theirs["version"]) == ("cfpo_verl", "verl")
+    # Without randomness: best of all n is known, and verl draws with replacement.
+    assert ours["bias"] == 0
+    assert theirs["bias"] < -0.001
+    assert [row["version"] for row in found["pass_at_k"]] == ["cfpo_verl", "published"]

@@ -6,7 +6,11 @@ from cfpo_verl.data_prep.schema import read_problems
 
 @pytest.mark.parametrize(
     "command",
-    [["train"], ["env"], ["warmup"], ["report"], ["data", "prepare", "arithmetic"], ["data", "prepare", "gsm8k"]],
+    [
+        *(["train"], ["env"], ["warmup"], ["report"], ["export"]),
+        *(["eval", "run"], ["eval", "score"], ["eval", "compare"]),
+        *(["data", "prepare", "arithmetic"], ["data", "prepare", "gsm8k"]),
+    ],
     ids=" ".join,
 )
 def test_help_has_an_example(run_cli, command):

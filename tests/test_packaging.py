@@ -65,6 +65,7 @@ def test_wheel_declares_its_entry_points_and_licence(wheel, tmp_path):
     assert "[verl.plugins]\ncfpo = cfpo_verl.plugin" in entry_points
     assert "[vllm.general_plugins]\ncfpo_verl_cpu = cfpo_verl.cpu.vllm_shims:activate_if_selected" in entry_points
     assert "License-Expression: Apache-2.0" in (info / "METADATA").read_text()
+    assert (tmp_path / "cfpo_verl" / "export" / "model_card.md.jinja").is_file()
     assert "Apache License" in (info / "licenses" / "LICENSE").read_text()
 
 

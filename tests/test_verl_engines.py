@@ -4,9 +4,6 @@ The reference is always the whole mini-batch in one piece on one rank. Losses an
 is cut, to 1e-5.
 """
 
-import socket
-import subprocess
-import sys
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -14,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import clean_environment
+from conftest import run_ranks
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.losses import ppo_loss
 from verl_batches import (
@@ -29,7 +26,6 @@ from verl_batches import (
 )
 
 from cfpo_verl import warmup
-from cfpo_verl.config_groups import platform_env
 
 TOLERANCE = 1e-5
 
@@ -114,32 +110,8 @@ def fsdp_gradients(tmp_path_factory) -> dict[int, dict]:
     script = Path(__file__).with_name("fsdp_rank.py")
     found = {}
     for ranks, micro_batches in ((1, ["1", "2", "4"]), (2, ["1", "2", "4"])):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
         out = folder / f"{ranks}.pt"
-        started = [
-            subprocess.Popen(
-                [sys.executable, str(script), str(folder / "model"), str(out), *micro_batches],
-                env=clean_environment(
-                    {
-                        **platform_env("cpu"),
-                        "RANK": str(rank),
-                        "LOCAL_RANK": str(rank),
-                        "WORLD_SIZE": str(ranks),
-                        "MASTER_ADDR": "127.0.0.1",
-                        "MASTER_PORT": port,
-                        "OMP_NUM_THREADS": "1",
-                    }
-                ),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(ranks)
-        ]
-        outputs = [process.communicate(timeout=300)[0] for process in started]
-        assert [process.returncode for process in started] == [0] * ranks, outputs[0][-3000:]
+        run_ranks(ranks, script, folder / "model", out, *micro_batches)
         found[ranks] = torch.load(out)
     return found
 

@@ -1,0 +1,15 @@
+"""Measure a model: metrics on arrays, generation with vLLM, scores of the project's verifier (docs/evaluation.md)."""
+
+from cfpo_verl.evaluation.intervals import Interval, Paired, compare_paired, confidence_intervals
+from cfpo_verl.evaluation.rates import Majority, avg_at_n, maj_at_k, pass_at_k
+
+__all__ = [
+    "Interval",
+    "Majority",
+    "Paired",
+    "avg_at_n",
+    "compare_paired",
+    "confidence_intervals",
+    "maj_at_k",
+    "pass_at_k",
+]

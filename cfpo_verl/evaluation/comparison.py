@@ -1,0 +1,121 @@
+"""Two evaluations of the same problems, side by side."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cfpo_verl.evaluation import store, summary
+from cfpo_verl.evaluation.intervals import Paired, compare_paired
+from cfpo_verl.evaluation.sets import EvaluationError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one set.
+
+    Args:
+        set: Name of the set.
+        metric: Name of the metric; "avg" for avg@n, of which the two may have different n.
+        problems: Problems that both have.
+        first: Mean of the first model over them.
+        second: Mean of the second model over them.
+        paired: Second minus first.
+    """
+
+    set: str
+    metric: str
+    problems: int
+    first: float
+    second: float
+    paired: Paired
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything on one level."""
+        row = asdict(self)
+        paired = row.pop("paired")
+        return {**row, **paired}
+
+
+def compare(first: Path, second: Path) -> tuple[list[Row], list[str]]:
+    """Compare two finished evaluations on the problems that they share.
+
+    Args:
+        first: Folder of the first one.
+        second: Folder of the other.
+
+    Returns:
+        One row for each set and metric, and what makes the comparison unfair.
+
+    Raises:
+        EvaluationError: If one is not finished, or they share no problem.
+    """
+    tables = [store.read_generations(folder) for folder in (first, second)]
+    counted = [dict(summary.count(table)) for table in tables]
+    shared = [name for name in counted[0] if name in counted[1]]
+    rows: list[Row] = []
+    notes = list(differences(*(store.read_summary(folder) for folder in (first, second))))
+    for name in shared:
+        one, other = counted[0][name], counted[1][name]
+        places = {uid: place for place, uid in enumerate(other.uids)}
+        of_one = [place for place, uid in enumerate(one.uids) if uid in places]
+        of_other = [places[uid] for uid in one.uids if uid in places]
+        if len(of_one) < max(len(one.uids), len(other.uids)):
+            notes.append(
+                f"{name}: only {len(of_one)} of {len(one.uids)} and {len(other.uids)} problems are the same; "
+                "the others are left out"
+            )
+        if of_one:
+            ks = sorted(set(one.ks()) & set(other.ks()))
+            rows += _rows(name, (one, other), (np.array(of_one), np.array(of_other)), ks)
+    if not rows:
+        names = [", ".join(counts) for counts in counted]
+        raise EvaluationError(f"{first} and {second} share no problem: sets {names[0]}, and {names[1]}")
+    return rows, notes
+
+
+def _rows(name: str, counts: tuple[Any, Any], places: tuple[Any, Any], ks: list[int]) -> Iterator[Row]:
+    values = []
+    for of_model, place in zip(counts, places, strict=True):
+        metrics, _errors = summary.per_problem(of_model, ks)
+        values.append({_without_n(metric, of_model.samples): value[place] for metric, value in metrics.items()})
+    for metric in values[0]:
+        if metric in values[1]:
+            one, other = values[0][metric], values[1][metric]
+            yield Row(name, metric, len(one), float(one.mean()), float(other.mean()), compare_paired(one, other))
+
+
+def _without_n(metric: str, samples: int) -> str:
+    return "avg" if metric == f"avg@{samples}" else metric
+
+
+# Settings that may differ between two models that are compared.
+_FREE = {
+    "n",
+    "seed",
+    "tensor_parallel_size",
+    "data_parallel",
+    "max_model_len",
+    "max_num_seqs",
+    "gpu_memory_utilization",
+}
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
+    """Say which settings of two summaries differ that decide what a response is, and how it is scored."""
+    for part in ("generation", "template", "scoring"):
+        one, other = first.get(part) or {}, second.get(part) or {}
+        for key in sorted({*one, *other} - _FREE):
+            if one.get(key) != other.get(key):
+                yield f"{part}.{key} differs: {_shown(one.get(key))} and {_shown(other.get(key))}"
+    for name in sorted({*first["sets"]} & {*second["sets"]}):
+        if first["sets"][name].get("sha256") != second["sets"][name].get("sha256"):
+            yield f"{name}: the files differ"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) < 60 else f"{text[:56]}..."

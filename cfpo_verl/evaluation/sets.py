@@ -1,0 +1,158 @@
+"""Find the problems of an evaluation by the names of its sets."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from omegaconf import OmegaConf
+
+from cfpo_verl.config_groups import names
+from cfpo_verl.data_prep.schema import DataError, check_file
+from cfpo_verl.data_prep.text import fingerprint, normalise
+from cfpo_verl.data_prep.writing import sha256
+from cfpo_verl.rewards import unfit_gold
+
+
+class EvaluationError(ValueError):
+    """An evaluation cannot be done as asked; the message names the value, the rule and the way out."""
+
+
+@dataclass(frozen=True)
+class EvalProblem:
+    """One problem of a set.
+
+    Args:
+        index: Its number in the set, from 0.
+        uid: Stands for problem and gold answer, whatever the prompt.
+        data_source: Decides what the verifier accepts.
+        problem: The problem in words, "" if the file does not have it apart from the prompt.
+        gold: The gold answer.
+        messages: What the model is told, as in training.
+    """
+
+    index: int
+    uid: str
+    data_source: str
+    problem: str
+    gold: str
+    messages: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """A set of problems.
+
+    Args:
+        name: What it is called in results.
+        file: Where it comes from.
+        sha256: Of that file.
+        problems: In the order of the file.
+    """
+
+    name: str
+    file: Path
+    sha256: str
+    problems: list[EvalProblem]
+
+
+def resolve(sets: str) -> dict[str, Path]:
+    """Return {name: parquet file} of sets as a user writes them.
+
+    Args:
+        sets: With commas between them: names of the config group `eval_sets`, of which some have several files, and
+            paths of parquet files.
+
+    Raises:
+        EvaluationError: If a name is unknown, or two files would have the same name.
+    """
+    found: dict[str, Path] = {}
+    for word in filter(None, map(str.strip, sets.split(","))):
+        if word.endswith(".parquet"):
+            paths = [Path(word)]
+        elif word in names("eval_sets"):
+            text = (files("cfpo_verl.hydra_configs") / "eval_sets" / f"{word}.yaml").read_text()
+            paths = [Path(path) for path in OmegaConf.create(text).data.val_files]
+        else:
+            raise EvaluationError(
+                f"no set called {word!r}. Choose from: {', '.join(names('eval_sets'))}; or give a parquet file"
+            )
+        for path in paths:
+            name = _set_name(path)
+            if found.setdefault(name, path) != path:
+                raise EvaluationError(f"{found[name]} and {path} are both called {name}: rename a folder")
+    if not found:
+        raise EvaluationError(f"--sets must name at least one set, got {sets!r}")
+    return found
+
+
+def _set_name(path: Path) -> str:
+    """Return the folder's name for a file that is called as its split is.
+
+    Example:
+        >>> _set_name(Path("data/aime24/train.parquet")), _set_name(Path("mine.parquet"))
+        ('aime24', 'mine')
+    """
+    is_split = path.stem in ("train", "test", "validation", "val", "dev")
+    return path.absolute().parent.name if is_split else path.stem
+
+
+def read_set(name: str, file: Path, limit: int | None = None) -> EvalSet:
+    """Read a set from a parquet file in verl's schema.
+
+    Args:
+        name: What to call it.
+        file: The file.
+        limit: So many problems from its beginning; None for all.
+
+    Raises:
+        DataError: If the file does not have what verl reads.
+        EvaluationError: If a gold answer is none that a response could match.
+    """
+    try:
+        check_file(file)
+    except DataError:
+        if file.exists():
+            raise
+        raise DataError(
+            f"{file}: no such file. Write it with: cfpo-verl data prepare {name} --out {file.parent}"
+        ) from None
+    columns = [column for column in pq.read_schema(file).names if column in _READ]
+    rows = pq.read_table(file, columns=columns).slice(0, limit).to_pylist()
+    seen: Counter[str] = Counter()
+    problems = []
+    for index, row in enumerate(rows):
+        problem = _problem(index, row)
+        unfit = unfit_gold(problem.data_source, problem.gold)
+        if unfit:
+            raise EvaluationError(f"{file}, row {index}: gold answer {problem.gold!r} of {problem.data_source} {unfit}")
+        seen[problem.uid] += 1
+        if seen[problem.uid] > 1:  # a repeated problem is a problem of its own
+            problem = EvalProblem(**{**vars(problem), "uid": f"{problem.uid}#{seen[problem.uid]}"})
+        problems.append(problem)
+    return EvalSet(name, file, sha256(file), problems)
+
+
+_READ = ("data_source", "prompt", "reward_model", "extra_info")
+
+
+def _problem(index: int, row: dict[str, Any]) -> EvalProblem:
+    info = row.get("extra_info") or {}
+    messages = [{"role": message["role"], "content": message["content"]} for message in row["prompt"]]
+    gold = str(row["reward_model"]["ground_truth"])
+    text = info.get("problem") or info.get("question") or ""
+    uid = info.get("uid") or fingerprint(normalise(text or messages[-1]["content"]), normalise(gold))
+    return EvalProblem(index, uid, row["data_source"], text, gold, messages)
+
+
+def read_sets(sets: str, limit: int | None = None) -> list[EvalSet]:
+    """Resolve and read sets, see `resolve` and `read_set`."""
+    return [read_set(name, file, limit) for name, file in resolve(sets).items()]
+
+
+def count(sets: Iterable[EvalSet]) -> int:
+    """Return the number of problems."""
+    return sum(len(members.problems) for members in sets)

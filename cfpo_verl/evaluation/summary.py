@@ -1,0 +1,145 @@
+"""From a table of scored responses to the metrics of each set."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cfpo_verl.evaluation.intervals import confidence_intervals
+from cfpo_verl.evaluation.rates import avg_at_n, maj_at_k, pass_at_k
+
+Floats = NDArray[np.float64]
+
+
+class UnevenError(ValueError):
+    """Problems of a set have different numbers of responses."""
+
+
+@dataclass(frozen=True)
+class SetCounts:
+    """What the metrics of a set are computed from, problem by problem in the order of their first response.
+
+    Args:
+        uids: Names of the problems.
+        samples: Responses n of each problem.
+        votes: Votes for the right answer, then for each wrong one. Shape [P, 1 + W].
+        correct: Right responses. Shape [P].
+        means: {metric: mean over a problem's responses, shape [P]}: format_rate and, where known, truncation_rate and
+            response_tokens.
+    """
+
+    uids: list[str]
+    samples: int
+    votes: NDArray[np.int64]
+    correct: NDArray[np.int64]
+    means: dict[str, Floats]
+
+    def ks(self) -> list[int]:
+        """Return the powers of two up to n, and n."""
+        return sorted({2**i for i in range(self.samples.bit_length())} | {self.samples})
+
+
+def count(table: pd.DataFrame) -> Iterator[tuple[str, SetCounts]]:
+    """Count right answers and votes for each set.
+
+    Args:
+        table: Columns set, uid, score, vote, response_tokens and finish_reason, as in generations.parquet.
+
+    Raises:
+        UnevenError: If the problems of a set have different numbers of responses.
+    """
+    for name, rows in table.groupby("set", sort=False):
+        problem, uids = pd.factorize(rows["uid"])
+        number = np.bincount(problem)
+        if number.min() != number.max():
+            raise UnevenError(
+                f"{name}: problem {uids[number.argmin()]} has {number.min()} responses and problem "
+                f"{uids[number.argmax()]} has {number.max()}; every problem of a set needs as many"
+            )
+        is_right = rows["score"].to_numpy() > 0
+        correct = np.bincount(problem, weights=is_right).astype(np.int64)
+        means = {"format_rate": rows["answer"].notna().to_numpy()}
+        if rows["finish_reason"].notna().all():
+            means["truncation_rate"] = (rows["finish_reason"] == "length").to_numpy()
+        if rows["response_tokens"].notna().all():
+            means["response_tokens"] = rows["response_tokens"].to_numpy()
+        yield (
+            str(name),
+            SetCounts(
+                list(uids),
+                int(number[0]),
+                _votes(problem, rows["vote"], is_right, correct),
+                correct,
+                {key: np.bincount(problem, weights=values) / number for key, values in means.items()},
+            ),
+        )
+
+
+def _votes(problem: NDArray[Any], vote: pd.Series, is_right: NDArray[Any], correct: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the votes for the right answer, then for each wrong one, for each problem."""
+    answer, names = pd.factorize(vote)  # -1 where there is none
+    wrong = ~is_right & (answer >= 0)
+    different, number = np.unique(problem[wrong] * max(1, len(names)) + answer[wrong], return_counts=True)
+    of_problem = different // max(1, len(names))
+    # Place of each wrong answer among those of its problem; `different` is sorted by problem.
+    place = np.arange(len(different)) - np.searchsorted(of_problem, of_problem)
+    votes = np.zeros((len(correct), 1 + (place.max() + 1 if len(place) else 0)), dtype=np.int64)
+    votes[:, 0] = correct
+    votes[of_problem, 1 + place] = number
+    return votes
+
+
+def per_problem(counts: SetCounts, ks: list[int]) -> tuple[dict[str, Floats], dict[str, float]]:
+    """Return {metric: value of each problem} and {metric: standard error of sampling, if it was sampled}."""
+    values = {f"avg@{counts.samples}": avg_at_n(counts.correct, counts.samples)}
+    passes = pass_at_k(counts.correct, counts.samples, ks)
+    majority = maj_at_k(counts.votes, counts.samples, ks)
+    values |= {f"pass@{k}": passes[:, place] for place, k in enumerate(ks)}
+    values |= {f"maj@{k}": majority.value[:, place] for place, k in enumerate(ks)}
+    errors = {f"maj@{k}": float(majority.standard_error[place]) for place, k in enumerate(ks)}
+    return values | counts.means, {name: error for name, error in errors.items() if error}
+
+
+def summarise(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return {set: problems, samples, metrics, pass_at_k} as in summary.json.
+
+    Args:
+        table: As for `count`.
+
+    Raises:
+        UnevenError: If the problems of a set have different numbers of responses.
+    """
+    return {name: _summarise_set(counts) for name, counts in count(table)}
+
+
+def _summarise_set(counts: SetCounts) -> dict[str, Any]:
+    values, errors = per_problem(counts, counts.ks())
+    every_k = np.arange(1, counts.samples + 1)
+    curve = pass_at_k(counts.correct, counts.samples, every_k)
+    # Together, so that the problems are drawn once.
+    intervals = confidence_intervals(np.column_stack([*values.values(), curve]))
+    metrics: dict[str, dict[str, Any]] = {}
+    for (name, value), interval in zip(values.items(), intervals, strict=False):
+        metrics[name] = {
+            "value": float(value.mean()),
+            "low": interval.low,
+            "high": interval.high,
+            "interval": interval.kind,
+        }
+        if name.startswith("maj@"):
+            metrics[name]["standard_error"] = errors.get(name)
+    of_curve = intervals[len(values) :]
+    return {
+        "problems": len(counts.uids),
+        "samples": counts.samples,
+        "metrics": metrics,
+        "pass_at_k": {
+            "k": every_k.tolist(),
+            "value": curve.mean(axis=0).tolist(),
+            "low": [interval.low for interval in of_curve],
+            "high": [interval.high for interval in of_curve],
+        },
+    }

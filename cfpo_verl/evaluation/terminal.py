@@ -1,0 +1,49 @@
+"""What a user sees: a progress bar on the terminal, and everything else in a log."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@contextmanager
+def progress(stream: TextIO) -> Iterator[Progress]:
+    """Show a progress bar with a field `rate` while the block runs."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    console = Console(file=stream)
+    with Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as bar:
+        yield bar
+
+
+@contextmanager
+def output_to(log: Path) -> Iterator[TextIO]:
+    """Send what this process and those that it starts print to a file, and yield what was stderr until then."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    try:
+        with log.open("ab") as file, os.fdopen(os.dup(kept[1]), "w") as terminal:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            try:
+                yield terminal
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os.dup2(kept[0], 1)
+                os.dup2(kept[1], 2)
+    finally:
+        for descriptor in kept:
+            os.close(descriptor)

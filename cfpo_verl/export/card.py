@@ -1,0 +1,124 @@
+"""A model card with what is known of a run, and nothing else."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cfpo_verl.export.checkpoints import Checkpoint, lookup, run_config, weights_dtype
+from cfpo_verl.export.merge import PROMPT, Check
+
+CARD, CONFIG = "README.md", "training_config.yaml"
+
+
+def write_card(
+    folder: Path, title: str, checkpoint: Checkpoint, check: Check, evaluations: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write the card, and beside it the config of the run.
+
+    Args:
+        folder: The exported model.
+        title: What it is called.
+        checkpoint: Where it comes from.
+        check: What it said to a prompt.
+        evaluations: Summaries of `cfpo-verl eval`.
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    config = run_config(checkpoint.run_dir) if checkpoint.run_dir else {}
+    base_model = lookup(config, "actor_rollout_ref.model.path")
+    results = [
+        EvalResult("text-generation", name, name, metric, round(numbers["value"], 4))
+        for evaluation in evaluations
+        for name, found in evaluation["sets"].items()
+        for metric, numbers in _shown(found)
+    ]
+    data = ModelCardData(
+        # A folder of this machine is no model of the hub.
+        base_model=base_model if _is_hub_id(base_model) else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["reinforcement-learning", "verl", "cfpo_verl"],
+        model_name=title,
+        eval_results=results or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=(files("cfpo_verl.export") / "model_card.md.jinja").read_text(),
+        title=title,
+        run=bool(config),
+        base_model=base_model,
+        loss=_loss(config),
+        estimator=lookup(config, "algorithm.adv_estimator"),
+        step=checkpoint.step,
+        total_steps=lookup(config, "trainer.total_training_steps"),
+        prompts=lookup(config, "data.train_batch_size"),
+        responses=lookup(config, "actor_rollout_ref.rollout.n"),
+        learning_rate=lookup(config, "actor_rollout_ref.actor.optim.lr"),
+        seed=lookup(config, "seed"),
+        data=[_data_file(path, checkpoint.run_dir) for path in lookup(config, "data.train_files", [])],
+        evaluations=[_table(evaluation) for evaluation in evaluations],
+        prompt=PROMPT,
+        dtype=weights_dtype(folder),
+        check=asdict(check),
+        versions=_versions(checkpoint.run_dir),
+    )
+    card.save(folder / CARD)
+    if config and checkpoint.run_dir:
+        import yaml
+
+        # What Ray's processes get in their environment may be secret, and a card is made to be published.
+        shown = {key: value for key, value in config.items() if key != "ray_kwargs"}
+        (folder / CONFIG).write_text(yaml.safe_dump(shown, sort_keys=False))
+
+
+def _is_hub_id(path: object) -> bool:
+    return isinstance(path, str) and path.count("/") == 1 and path[0] not in "./~" and not Path(path).exists()
+
+
+def _loss(config: dict[str, Any]) -> str:
+    """Return the name of the loss with its own options."""
+    options = dict(lookup(config, "actor_rollout_ref.actor.policy_loss", {}))
+    name = options.pop("loss_mode", "not known")
+    numbers = {"epsilon", "epsilon_high", "tail", "delta"}
+    shown = [f"{key} {value}" for key, value in options.items() if key in numbers and value is not None]
+    if name == "vanilla":
+        clip = [lookup(config, f"actor_rollout_ref.actor.clip_ratio{end}") for end in ("_low", "_high", "_c")]
+        shown = [f"clip {clip[0]} below, {clip[1]} above, dual clip {clip[2]}"]
+    return ", ".join([f"`{name}`", *shown])
+
+
+def _data_file(path: str, run_dir: Path | None) -> dict[str, Any]:
+    manifest = Path(path).with_suffix(".manifest.json")
+    known = json.loads(manifest.read_text()) if manifest.is_file() else None
+    return {"path": path, "manifest": known}
+
+
+def _shown(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the metrics that a card has: the mean, and at all responses pass@n and maj@n."""
+    names = [f"{metric}@{found['samples']}" for metric in ("avg", "pass", "maj")]
+    return [(name, found["metrics"][name]) for name in names]
+
+
+def _table(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    settings = evaluation.get("generation")
+    how = "responses that were made elsewhere"
+    if settings:
+        how = ", ".join(
+            f"{key.replace('_', ' ')} {settings[key]}"
+            for key in ("temperature", "top_p", "top_k", "max_tokens", "seed")
+        )
+    rows = [
+        {"set": name, "problems": found["problems"], "metric": metric, **numbers}
+        for name, found in evaluation["sets"].items()
+        for metric, numbers in _shown(found)
+    ]
+    return {"name": evaluation["name"], "how": how, "rows": rows}
+
+
+def _versions(run_dir: Path | None) -> dict[str, str | None]:
+    """Return the versions of the last attempt of a run."""
+    attempts = {int(path.name.split(".")[1]): path for path in run_dir.glob("versions.*.json")} if run_dir else {}
+    return dict(json.loads(attempts[max(attempts)].read_text())) if attempts else {}

@@ -1,0 +1,93 @@
+"""From training to a model that is handed on: train with CFPO and with GRPO, evaluate both, compare them, export one.
+
+Everything is real: verl, Ray, vLLM, verl's merger, transformers. The task and the batches are those of test_stack.py.
+"""
+
+import json
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import clean_environment
+from test_stack import SMALL, workplace  # noqa: F401 - workplace is a fixture
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cfpo_verl.evaluation import store
+
+pytestmark = pytest.mark.stack
+
+N = 8
+# In the environment of everything that the test starts, so that it is found among the processes of others.
+MARK = "CFPO_VERL_END_TO_END"
+
+
+def cfpo_verl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("cfpo-verl")), *arguments]
+    # Not into a cluster of somebody else that runs on this machine.
+    env = clean_environment({"RAY_ADDRESS": "local", MARK: str(folder)})
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-5000:]
+    assert left_running(folder) == []
+    return result
+
+
+def left_running(folder: Path) -> list[str]:
+    """Return the processes that were started for the test and are still there."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) == str(folder):
+                found.append(process.name())
+    return found
+
+
+def test_train_evaluate_compare_export(workplace):  # noqa: F811
+    for name, algo in (("cfpo", "cfpo_token_mean"), ("grpo", "grpo")):
+        settings = [*SMALL, f"algo={algo}", f"run_dir=runs/{name}", "trainer.total_training_steps=2"]
+        settings += ["trainer.save_freq=2", "trainer.test_freq=-1", "trainer.val_before_train=false"]
+        cfpo_verl(workplace, "train", "experiment=cpu_quickstart", *settings)
+
+    sets = ["--sets", "arithmetic", "--n", str(N)]
+    shown = cfpo_verl(workplace, "eval", "run", "runs/cfpo", *sets, "--out", "evals/cfpo")
+    assert f"pass@{N}" in shown.stdout
+    assert "tokens/s" in shown.stderr
+    # Two engines, as on a cluster.
+    cfpo_verl(workplace, "eval", "run", "runs/grpo", *sets, "--out", "evals/grpo", "--data-parallel", "2")
+
+    for name in ("cfpo", "grpo"):
+        summary = json.loads((workplace / "evals" / name / "summary.json").read_text())
+        assert summary["model"] == {
+            "path": str(workplace / "runs" / name / "exported" / "global_step_2"),
+            "given": f"runs/{name}",
+            "run_dir": str(workplace / "runs" / name),
+            "step": 2,
+        }
+        # As in the run, where nobody has said otherwise.
+        assert (summary["generation"]["max_tokens"], summary["generation"]["temperature"]) == (8, 1.0)
+        table = store.read_generations(workplace / "evals" / name)
+        assert table.groupby("uid").size().tolist() == [N] * 16
+        # The model says 7 now and then, which is right for every problem.
+        assert 0 < table["score"].mean() < 1
+        assert table["response"].nunique() > 4
+        assert set(table["finish_reason"]) == {"stop", "length"}
+        assert (table["response_tokens"] <= 8).all()
+        assert (table["response_tokens"][table["finish_reason"] == "length"] == 8).all()
+
+    rows = json.loads(cfpo_verl(workplace, "eval", "compare", "evals/grpo", "evals/cfpo", "--json").stdout)
+    assert (rows[0]["set"], rows[0]["metric"], rows[0]["problems"]) == ("arithmetic", "avg", 16)
+    assert rows[0]["low"] <= rows[0]["difference"] <= rows[0]["high"]
+    assert rows[0]["better"] + rows[0]["worse"] + rows[0]["equal"] == 16
+
+    cfpo_verl(workplace, "export", "runs/cfpo", "--out", "models/cfpo", "--evaluation", "evals/cfpo")
+    model = AutoModelForCausalLM.from_pretrained(workplace / "models" / "cfpo", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(workplace / "models" / "cfpo")
+    check = json.loads((workplace / "models" / "cfpo" / "export.json").read_text())["check"]
+    tokens = torch.tensor([tokenizer.encode(check["prompt"])])
+    said = model.generate(tokens, max_new_tokens=16, do_sample=False)[0, tokens.shape[1] :]
+    assert tokenizer.decode(said, skip_special_tokens=True) == check["continuation"]
+    assert check["merge_difference"] < 1e-5
+    assert f"| arithmetic | 16 | avg@{N} |" in (workplace / "models" / "cfpo" / "README.md").read_text()
