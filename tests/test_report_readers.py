@@ -220,6 +220,8 @@ def test_wandb_charts_of_several_runs_are_put_together(tmp_path):
         ("broken.json", "{", "not a table"),
         ("empty.csv", "", "not a table"),
         ("words.csv", "_step,x\n1,abc\n", "no row has a number"),
+        ("steps.csv", "_step,x\nabc,1\n", "no row has a number"),
+        ("list.json", "[1, 2]", "has the column _step"),
         ("notes.txt", "hello", "no metrics here. Give a run folder"),
     ],
 )
@@ -238,6 +240,9 @@ def test_evaluation(tmp_path):
         assert len(evaluation.responses) == 5
         assert [it.is_right for it in evaluation.responses] == [True, False, True, False, True]
         assert {it.answer for it in evaluation.responses} == {"7", "8", None}
+    (folder / "generations.parquet").write_text("torn")
+    _runs, [evaluation] = read([folder], 100)
+    assert evaluation.notes[0].startswith("generations.parquet cannot be read")
     (folder / "generations.parquet").unlink()
     _runs, [evaluation] = read([folder], 100)
     assert evaluation.notes == ("generations.parquet is not beside the summary, so its responses are not shown",)
@@ -247,6 +252,9 @@ def test_evaluation_of_another_format_is_refused(tmp_path):
     folder = write_evaluation(tmp_path / "x", "cfpo")
     (folder / "summary.json").write_text('{"format": 2, "sets": {}}')
     with pytest.raises(ReportError, match="format 2, and this version reads format 1"):
+        read([folder], 10)
+    (folder / "summary.json").write_text('{"format": 1, "sets": {"a": {"metrics": {"avg@1": {"value": 0.5}}}}}')
+    with pytest.raises(ReportError, match=r"a set lacks what format 1 has \(KeyError\('low'\)\)"):
         read([folder], 10)
     (folder / "summary.json").write_text("{")
     with pytest.raises(ReportError, match="not JSON"):
@@ -312,6 +320,14 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path):
     evaluations = [write_evaluation(tmp_path / "evals" / parent, "same") for parent in ("a", "b")]
     _runs, found = read(evaluations, 10)
     assert [it.name for it in found] == [str(folder) for folder in evaluations]
+
+
+def test_a_folder_of_runs_is_refused_with_their_names(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / "runs" / name, steps([0.5] * 3))
+    write_events(tmp_path / "runs" / "a" / "tensorboard", steps([0.5] * 3))
+    with pytest.raises(ReportError, match=f"run folders. Give {tmp_path}/runs/a {tmp_path}/runs/b"):
+        read([tmp_path / "runs"], 10)
 
 
 def test_a_file_of_settings_is_no_evaluation(tmp_path):

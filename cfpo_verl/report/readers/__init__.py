@@ -39,7 +39,7 @@ def read(paths: Sequence[Path], responses_per_run: int) -> tuple[list[Run], list
                 runs.append(run_folder.read(path, responses_per_run))
             elif run_folder.accepts_file(path):
                 runs.append(run_folder.read_file(path))
-            elif tensorboard.accepts(path):
+            elif tensorboard.accepts(path) and not _holds_runs(path):
                 runs.extend(tensorboard.read(path))
             elif wandb_export.is_chart(path):
                 charts.append(path)
@@ -53,9 +53,17 @@ def read(paths: Sequence[Path], responses_per_run: int) -> tuple[list[Run], list
     return _with_distinct_names(runs), _with_distinct_names(evaluations)
 
 
+def _holds_runs(path: Path) -> bool:
+    """Say whether there are run folders inside: the event files deeper down are then theirs."""
+    return path.is_dir() and any(run_folder.accepts(it) for it in path.iterdir())
+
+
 def _refusal(path: Path) -> str:
     if not path.exists():
         return f"{path}: no metrics here, there is no such file or folder. Give {_KINDS}"
+    if _holds_runs(path):
+        inside = [str(it) for it in sorted(path.iterdir()) if run_folder.accepts(it)]
+        return f"{path}: no metrics here, but run folders. Give {' '.join(inside)}"
     return f"{path}: no metrics here. Give {_KINDS}"
 
 

@@ -33,7 +33,7 @@ def read(path: Path, response_count: int) -> Evaluation:
     """Read an evaluation with a sample of its responses.
 
     Raises:
-        ReportError: If the summary is broken or of another format.
+        ReportError: If the summary is broken, of another format or incomplete.
     """
     file = _summary_file(path)
     try:
@@ -42,6 +42,12 @@ def read(path: Path, response_count: int) -> Evaluation:
         raise ReportError(f"{file}: not JSON ({error}). Run `cfpo-verl eval` again") from error
     if summary.get("format") != _FORMAT:
         raise ReportError(f"{file}: format {summary.get('format')!r}, and this version reads format {_FORMAT}")
+    try:
+        _check(summary["sets"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ReportError(
+            f"{file}: a set lacks what format {_FORMAT} has ({error!r}). Run `cfpo-verl eval` again"
+        ) from error
     model = summary.get("model") or {}
     notes: list[str] = []
     run_dir, step = model.get("run_dir"), model.get("step")
@@ -57,6 +63,17 @@ def read(path: Path, response_count: int) -> Evaluation:
     )
 
 
+def _check(sets: dict[str, Any]) -> None:
+    """Raise if a set lacks what the page shows of it."""
+    for found in sets.values():
+        for metric in found["metrics"].values():
+            for key in ("value", "low", "high"):
+                float(metric[key])
+        curve = found["pass_at_k"]
+        if len({len(curve[key]) for key in ("k", "value", "low", "high")}) != 1:
+            raise ValueError("pass_at_k has columns of different length")
+
+
 def _settings(generation: dict[str, Any] | None) -> str:
     shown = ("n", "temperature", "top_p", "top_k", "max_tokens", "seed")
     return ", ".join(f"{name} {generation[name]}" for name in shown if name in generation) if generation else ""
@@ -66,7 +83,11 @@ def _read_responses(file: Path, count: int, step: int | None, notes: list[str]) 
     if not file.is_file():
         notes.append(f"{file.name} is not beside the summary, so its responses are not shown")
         return []
-    table = pd.read_parquet(file, columns=_COLUMNS)
+    try:
+        table = pd.read_parquet(file, columns=_COLUMNS)
+    except (ValueError, OSError) as error:
+        notes.append(f"{file.name} cannot be read ({str(error).splitlines()[0]}), so its responses are not shown")
+        return []
     found: list[Response] = []
     for name, rows in table.groupby("set", sort=False):
         responses = [

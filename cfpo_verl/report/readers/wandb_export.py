@@ -58,9 +58,9 @@ def read_history(path: Path) -> Run:
             continue
         # Texts, tables and media become NaN here, as does "NaN"; only numbers that were reported are kept.
         for step, value in zip(table[_STEP], table[name], strict=True):
-            number = _number(value)
-            if number is not None and not pd.isna(step):
-                metrics[int(step)][str(name)] = number
+            number, at = _number(value), _number(step)
+            if number is not None and at is not None:
+                metrics[int(at)][str(name)] = number
     if not metrics:
         raise ReportError(f"{path}: no row has a number")
     return Run(path.stem, "W&B history", dict(sorted(metrics.items())), folder=path)
@@ -85,9 +85,9 @@ def read_charts(paths: Sequence[Path]) -> list[Run]:
             if not dash or metric.endswith(("__MIN", "__MAX")):
                 continue
             for step, value in zip(table[by], table[column], strict=True):
-                number = _number(value)
-                if number is not None and not math.isnan(number):
-                    runs[run][int(step)][metric] = number
+                number, at = _number(value), _number(step)
+                if number is not None and at is not None:
+                    runs[run][int(at)][metric] = number
     files = ", ".join(path.name for path in paths)
     return [
         Run(name, "W&B charts", dict(sorted(metrics.items())), notes=(f"only the charts that were exported: {files}",))
@@ -107,7 +107,9 @@ def _read_table(path: Path) -> pd.DataFrame:
             )
         return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, OSError) as error:
-        raise ReportError(f"{path}: not a table that can be read ({str(error).splitlines()[0]})") from error
+        raise ReportError(
+            f"{path}: not a table that can be read ({(str(error) or repr(error)).splitlines()[0]})"
+        ) from error
 
 
 def _number(value: object) -> float | None:
