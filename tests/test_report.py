@@ -131,6 +131,10 @@ def test_values_of_different_size_get_a_logarithmic_axis(tmp_path):
     spike[7]["actor/grad_norm"] = 1e6
     plots = {plot.key: plot for plot in collect([write_run(tmp_path / "run", spike)], 10).plots}
     assert [key for key, plot in plots.items() if plot.linear_below is not None] == ["grad_norm"]
+    for key, scale in (("grad_norm", "symlog"), ("reward", "linear")):
+        axes = Figure().subplots()
+        figure.draw(axes, plots[key])
+        assert axes.get_yscale() == scale
 
 
 def test_final_numbers_count_seeds_and_not_a_run_that_has_just_begun(runs):
