@@ -568,42 +568,75 @@ def export_model(
 
 @app.command(
     epilog="Examples: cfpo-verl report runs/cpu_quickstart_cfpo_seed0;  "
-    "cfpo-verl report runs/cpu_quickstart_cfpo_seed0 runs/cpu_quickstart_vanilla_seed0 --out compare.png",
+    "cfpo-verl report runs/*cfpo_seed? runs/*vanilla_seed? evals/cfpo --out compare;  "
+    "cfpo-verl report tensorboard_log/project wandb_export.csv --out old_runs --figures figures;  "
+    "cfpo-verl report runs/cpu_quickstart_cfpo_seed0 --watch.  "
+    "Exit status: 0 written; 2 bad input.",
 )
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders of cfpo-verl train.", metavar="RUN_DIR...")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run folders of cfpo-verl train, .jsonl files of verl's file logger, folders of TensorBoard, "
+            "exports of W&B (CSV, JSON or parquet), evaluations of cfpo-verl eval.",
+            metavar="RUN...",
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="PNG to write; the table goes beside it as .md.", show_default="report.png, in a single run's folder"
+            help="Files to write, without ending: NAME.html, .png, .svg and .md.",
+            metavar="NAME",
+            show_default="report, in the folder if there is one only",
         ),
     ] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for each figure as PNG and SVG.")] = None,
+    responses: Annotated[int, typer.Option(help="How many responses to show of each run and evaluation.", min=0)] = 100,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write it again and again until no run goes on; the page reloads itself.")
+    ] = False,
+    every_s: Annotated[float, typer.Option(help="Seconds between two reports of --watch.", min=1)] = 30,
 ) -> None:
-    """Draw reward, validation accuracy, KL, ratio deviation, clip fraction and entropy, and print a table."""
+    """Draw runs and evaluations on one HTML page, with a verdict on stability, and print a table (docs/report.md)."""
+    import time
+
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from cfpo_verl.report.figure import draw
-    from cfpo_verl.report.table import summarise, to_markdown
-    from cfpo_verl.run_dir import read_metrics
+    from cfpo_verl.report import build
+    from cfpo_verl.report.run import ReportError
 
-    figure_path = out or (runs[0] if len(runs) == 1 else Path()) / "report.png"
-    if figure_path.suffix != ".png":
-        figure_path = figure_path.with_name(f"{figure_path.name}.png")
+    stem = build.stem(inputs, out)
     try:
-        names = [path.resolve().name for path in runs]
-        labels = names if len(set(names)) == len(names) else [str(path) for path in runs]
-        metrics = {label: read_metrics(path) for label, path in zip(labels, runs, strict=True)}
-        header, rows = summarise(metrics)
-        draw(metrics, figure_path)
-        figure_path.with_suffix(".md").write_text(to_markdown(header, rows))
-    except (ValueError, OSError) as error:
+        while True:
+            with Console(file=sys.stderr).status("reading and drawing"):
+                found = build.collect(inputs, responses)
+                goes_on = watch and build.may_go_on(found)
+                written = build.write(found, stem, figures, every_s if goes_on else None)
+            if not goes_on:
+                break
+            for name, run in found.runs.items():
+                typer.echo(
+                    f"{name}: {run.state.detail or f'step {run.last_step}'}, {found.verdicts[name].summary}", err=True
+                )
+            typer.echo(f"{written[0]}; again in {every_s:g} s, Ctrl-C ends", err=True)
+            time.sleep(every_s)
+    except (ReportError, OSError) as error:
         _fail("report", error)
-    table = Table(*header)
+    except KeyboardInterrupt:
+        typer.echo(f"ended; the last report is {stem}.html", err=True)
+        return
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    header, rows = found.table
+    table = Table(*map(escape, header))
     for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    typer.echo(f"{figure_path} and {figure_path.with_suffix('.md')}", err=True)
+        table.add_row(*map(escape, row))
+    if rows:
+        console.print(table)
+    for name, verdict in found.verdicts.items():
+        console.print(f"{escape(name)}: {escape(verdict.summary)}", highlight=False, soft_wrap=True)
+    typer.echo(f"{written[0]}, and beside it {', '.join(path.suffix for path in written[1:4])}", err=True)
 
 
 @app.command(

@@ -167,6 +167,10 @@ USES = (
         for name in ("ckpt_contents.json", "huggingface", "dist_ckpt", "optimizer", "extra")
     ),
     Use("verl.utils.tracking", "Tracking.supported_backend", "doctor.tracking", "the loggers that verl has"),
+    Use("verl.utils.tracking", "", "report.readers.tensorboard", "event files", word="SummaryWriter"),
+    Use(_TRAINER, "", "report.readers.run_folder", "printed after the last step", word="Final validation metrics"),
+    Use(_TRAINER, "", "report.readers.responses", "where responses are written", word="rollout_data_dir"),
+    Use(_TRAINER, "", "report.readers.responses", "where responses are written", word="validation_data_dir"),
     Use(
         "verl.utils.config",
         "validate_config",

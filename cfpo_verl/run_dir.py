@@ -100,27 +100,60 @@ def read_metrics(run_dir: Path) -> dict[int, dict[str, Any]]:
     Raises:
         RunDirError: If there are no metrics, or a line other than a torn last one is not JSON.
     """
-    numbered = {int(match[1]): match[0] for match in _numbered_files(run_dir) if match[0].startswith("metrics.")}
-    files = [run_dir / numbered[attempt] for attempt in sorted(numbered)]
+    merged, _notes = read_attempts(run_dir)
+    if not merged:
+        raise RunDirError(f"{run_dir}: the metrics files are empty, so no step has been finished yet")
+    return merged
+
+
+def read_attempts(run_dir: Path) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    """Read metrics as `read_metrics` does, of a run that may not have finished a step yet, and say what was special.
+
+    Returns:
+        The metrics, and a sentence for each line that was left out and each attempt that went on from another one.
+
+    Raises:
+        RunDirError: If there is no metrics file, or a line other than a torn last one is not JSON.
+    """
+    files = attempt_files(run_dir, "metrics")
     if not files:
         raise RunDirError(f"{run_dir}: no metrics.<attempt>.jsonl here. Give the run_dir of a `cfpo-verl train` run")
     merged: dict[int, dict[str, Any]] = {}
-    for file in files:
-        records = _read_records(file)
+    notes = []
+    for attempt, file in files.items():
+        records, is_torn = read_records(file)
+        if is_torn:
+            notes.append(f"{file.name}: the last line was cut off while it was written, and is left out")
         if records:
             first, values = records[0]
             # A resumed run validates at the step of its checkpoint: that step's training metrics still hold.
             values.update({name: value for name, value in merged.get(first, {}).items() if name not in values})
+            replaced = [step for step in merged if step > first]
+            if merged:
+                notes.append(
+                    f"attempt {attempt} begins at step {first}"
+                    + (f" and replaces the steps up to {max(replaced)} of earlier attempts" if replaced else "")
+                )
             merged = {step: values for step, values in merged.items() if step < first}
         merged.update(records)
-    if not merged:
-        raise RunDirError(f"{run_dir}: the metrics files are empty, so no step has been finished yet")
-    return dict(sorted(merged.items()))
+    return dict(sorted(merged.items())), notes
 
 
-def _read_records(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    lines = file.read_text().splitlines()
-    records = []
+def attempt_files(run_dir: Path, kind: str) -> dict[int, Path]:
+    """Return {attempt: file} of one kind (metrics, config, versions or log), in order of attempts."""
+    numbered = {int(match[1]): match[0] for match in _numbered_files(run_dir) if match[0].startswith(f"{kind}.")}
+    return {attempt: run_dir / numbered[attempt] for attempt in sorted(numbered)}
+
+
+def read_records(file: Path) -> tuple[list[tuple[int, dict[str, Any]]], bool]:
+    """Read the file of verl's `file` logger: [(step, {metric: value})], and whether a torn last line was left out.
+
+    Raises:
+        RunDirError: If a line other than the last one is not a record.
+    """
+    # A torn last line may end within a character.
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    records: list[tuple[int, dict[str, Any]]] = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
@@ -129,6 +162,6 @@ def _read_records(file: Path) -> list[tuple[int, dict[str, Any]]]:
             records.append((int(record["step"]), data))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines):
-                break  # torn: the process ended while writing it
+                return records, True  # the process ended while writing it
             raise RunDirError(f"{file}, line {number}: not a metrics record ({error})") from error
-    return records
+    return records, False

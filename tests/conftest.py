@@ -130,8 +130,10 @@ def finished(workplace: Path) -> tuple[Path, subprocess.CompletedProcess[str], s
     before = stack_processes()
     command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL]
     command += ["run_dir=run", "trainer.total_training_steps=3", "trainer.save_freq=100"]
-    command += ["trainer.rollout_data_dir=run/rollouts"]
-    result = subprocess.run(command, cwd=workplace, env=clean_environment({}), capture_output=True, text=True)
+    command += ["trainer.rollout_data_dir=run/rollouts", "trainer.validation_data_dir=run/validation"]
+    command += ["trainer.logger=[file,tensorboard]"]
+    environment = clean_environment({"TENSORBOARD_DIR": str(workplace / "tensorboard")})
+    result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-5000:]
     return workplace / "run", result, stack_processes() - before
 

@@ -21,7 +21,8 @@ print(config.actor_rollout_ref.actor.policy_loss._target_, config.data.train_bat
 for module in ("cfpo_verl", "cfpo_verl.data_prep.schema", "cfpo_verl.hydra_configs", plugin.__module__):
     __import__(module)
     print(sys.modules[module].__file__)
-print(files("cfpo_verl") / "py.typed")
+for name in ("py.typed", "report/page/page.html", "report/page/page.css", "report/page/page.js"):
+    print(files("cfpo_verl") / name)
 """
 
 

@@ -18,6 +18,9 @@ import pytest
 from conftest import SMALL, clean_environment, stack_processes
 
 from cfpo_verl.config_groups import platform_env
+from cfpo_verl.report.build import collect
+from cfpo_verl.report.metrics import CURVES
+from cfpo_verl.report.readers import read
 from cfpo_verl.run_dir import read_metrics
 
 pytestmark = pytest.mark.stack
@@ -68,6 +71,36 @@ def test_run_folder_holds_what_is_needed_to_repeat_it(finished):
     # The reward's counters, from the process that verl scores in.
     assert re.search(r"RewardLoopWorker.*rewards of this process: scored \d+, correct \d+", log)
     assert "errors 0" in log
+
+
+def test_report_reads_all_that_verl_writes(finished):
+    run_dir, _result, _left = finished
+    runs, _evaluations = read([run_dir, run_dir.parent / "tensorboard"], 100)
+    run, tensorboard = runs
+    assert (run.state.name, run.state.detail, run.notes) == ("finished", "step 3 of 3", ())
+    assert {step: set(values) for step, values in tensorboard.metrics.items()} == {
+        step: set(values) for step, values in run.metrics.items()
+    }
+    name = "critic/score/mean"
+    assert tensorboard.metrics[1][name] == pytest.approx(run.metrics[1][name])
+    assert {(it.source, it.step) for it in run.responses} == {
+        ("validation", 0),
+        ("validation", 3),
+        ("training", 1),
+        ("training", 2),
+        ("training", 3),
+    }
+    for response in run.responses:
+        assert response.prompt.endswith("=")
+        # Every answer of this task is 7.
+        assert response.gold == "7"
+        assert response.is_right == (response.text.strip() == "7")
+    report = collect([run_dir], 100)
+    assert [it.label for it in report.groups] == ["cfpo"]
+    assert {plot.key for plot in report.plots} == {curve.key for curve in CURVES} - {"validation"} | {
+        "validation_arithmetic"
+    }
+    assert set(report.times_s["cfpo"]) >= {"generate", "old log-probabilities", "update actor", "validate"}
 
 
 def test_nothing_is_left_running(finished):

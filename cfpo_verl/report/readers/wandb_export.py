@@ -1,0 +1,128 @@
+"""What can be downloaded from W&B: a run's history as a table, and the CSV export of a chart.
+
+A history has a row for each step and a column for each metric: `run.history()` or `run.scan_history()` of W&B's API
+written as CSV, JSON, JSON lines or parquet, or the parquet file of the artifact <run>-history. The export of a chart
+has the columns Step and "<run> - <metric>", beside them "...__MIN" and "...__MAX", of a metric or a few of any runs.
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from cfpo_verl.report.run import ReportError, Run
+
+_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
+_STEP = "_step"
+# What W&B's API puts beside metrics.
+_OWN = ("_runtime", "_timestamp", "_wandb")
+_CHART_STEPS = ("Step", "_step", "trainer/global_step", "training/global_step")
+
+
+def accepts(path: Path) -> bool:
+    """Say whether this is a table."""
+    return path.suffix in _SUFFIXES and path.is_file()
+
+
+def is_chart(path: Path) -> bool:
+    """Say whether this is the CSV export of a chart.
+
+    Raises:
+        ReportError: If it is no CSV file.
+    """
+    if path.suffix != ".csv" or not path.is_file():
+        return False
+    columns = list(map(str, _read_table(path).columns))
+    return bool(columns) and _STEP not in columns and any(" - " in column for column in columns[1:])
+
+
+def read_history(path: Path) -> Run:
+    """Read the history of a run.
+
+    Raises:
+        ReportError: If it is not one.
+    """
+    table = _read_table(path)
+    if _STEP not in table.columns:
+        raise ReportError(
+            f"{path}: no metrics by step here. A history of W&B has the column {_STEP}, the export of a chart has Step "
+            f'and "<run> - <metric>"; this has {", ".join(map(str, table.columns[:6])) or "no columns"}. Export a '
+            "chart, or save run.scan_history() of W&B's API"
+        )
+    metrics: dict[int, dict[str, float]] = defaultdict(dict)
+    for name in table.columns:
+        if name == _STEP or str(name).startswith(_OWN):
+            continue
+        # Texts, tables and media become NaN here, as does "NaN"; only numbers that were reported are kept.
+        for step, value in zip(table[_STEP], table[name], strict=True):
+            number, at = _number(value), _number(step)
+            if number is not None and at is not None:
+                metrics[int(at)][str(name)] = number
+    if not metrics:
+        raise ReportError(f"{path}: no row has a number")
+    return Run(path.stem, "W&B history", dict(sorted(metrics.items())), folder=path)
+
+
+def read_charts(paths: Sequence[Path]) -> list[Run]:
+    """Read exports of charts, and put together what they have of each run.
+
+    Raises:
+        ReportError: If one does not count steps.
+    """
+    runs: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for path in paths:
+        table = pd.read_csv(path)
+        by = str(table.columns[0])
+        if by not in _CHART_STEPS:
+            raise ReportError(
+                f"{path}: exported over {by}, not over steps. Set the chart's x axis to Step and export it again"
+            )
+        for column in map(str, table.columns[1:]):
+            run, dash, metric = column.rpartition(" - ")
+            if not dash or metric.endswith(("__MIN", "__MAX")):
+                continue
+            for step, value in zip(table[by], table[column], strict=True):
+                number, at = _number(value), _number(step)
+                if number is not None and at is not None:
+                    runs[run][int(at)][metric] = number
+    files = ", ".join(path.name for path in paths)
+    return [
+        Run(name, "W&B charts", dict(sorted(metrics.items())), notes=(f"only the charts that were exported: {files}",))
+        for name, metrics in runs.items()
+    ]
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        if path.suffix == ".csv":
+            return pd.read_csv(path)
+        if path.suffix == ".jsonl":
+            return pd.DataFrame(
+                [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            )
+        return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise ReportError(
+            f"{path}: not a table that can be read ({(str(error) or repr(error)).splitlines()[0]})"
+        ) from error
+
+
+def _number(value: object) -> float | None:
+    """Return a value as a number, None where a step did not report it or it is none.
+
+    A table has an empty cell where a step did not report a metric, and W&B writes NaN and infinities as words.
+
+    Example:
+        >>> _number(0.5), _number("Infinity"), _number(float("nan")), _number("a text"), _number(True)
+        (0.5, inf, None, None, None)
+    """
+    if isinstance(value, str):
+        return {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}.get(value)
+    if isinstance(value, bool) or not hasattr(value, "__float__") or pd.isna(value):
+        return None
+    return float(value)

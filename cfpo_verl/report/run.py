@@ -1,0 +1,152 @@
+"""What a report knows of a run, wherever it was read from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cfpo_verl.report.metrics import Metrics
+
+# A run whose files are older is taken for stopped, unless its steps take longer than that.
+SILENCE_S = 600.0
+# So many steps may pass without a word.
+SILENT_STEPS = 5
+
+
+class ReportError(ValueError):
+    """An input of a report cannot be read; the message names it and the way out."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands.
+
+    Args:
+        name: "finished", "in progress", "crashed", "stopped" or "unknown".
+        detail: In a few words.
+    """
+
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response with its score.
+
+    Args:
+        source: Where it is from, for example "validation".
+        step: Training step of the model, None if not known.
+        prompt: What the model was given.
+        text: What it answered.
+        gold: Gold answer, "" if not known.
+        answer: What the verifier took for the answer, None if not known.
+        score: As reported.
+        is_right: Whether the answer is right; where only a score is reported, whether that is above one half.
+    """
+
+    source: str
+    step: int | None
+    prompt: str
+    text: str
+    gold: str
+    answer: str | None
+    score: float
+    is_right: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run.
+
+    Args:
+        name: Tells it from the others of a report.
+        origin: Kind of the files that it was read from.
+        metrics: By step, ascending; empty before the first step is finished.
+        state: Where it stands.
+        config: Flat resolved config, None if not known.
+        versions: {package: version}.
+        responses: A sample.
+        notes: What a reader has to know of the data.
+        folder: Where it was read from.
+    """
+
+    name: str
+    origin: str
+    metrics: Metrics
+    state: State = State("unknown", "")
+    config: Mapping[str, str] | None = None
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    responses: tuple[Response, ...] = ()
+    notes: tuple[str, ...] = ()
+    folder: Path | None = None
+
+    @property
+    def last_step(self) -> int:
+        """The last step with metrics, 0 before the first."""
+        return max(self.metrics, default=0)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The summary of `cfpo-verl eval` for one model.
+
+    Args:
+        name: As the evaluation calls itself.
+        run_dir: Run that the model is from, None if not known.
+        step: Training step of the model, None if not known.
+        sets: {set: its part of the summary}.
+        responses: A sample.
+        notes: What a reader has to know of the data.
+        settings: One line about how responses were generated.
+        folder: Where it was read from.
+    """
+
+    name: str
+    run_dir: Path | None
+    step: int | None
+    sets: Mapping[str, Mapping[str, Any]]
+    responses: tuple[Response, ...] = ()
+    notes: tuple[str, ...] = ()
+    settings: str = ""
+    folder: Path | None = None
+
+
+def judge_state(
+    last_step: int, total_steps: int | None, last_words: str, is_done: bool, age_s: float, step_s: float
+) -> State:
+    """Say where a run stands.
+
+    Args:
+        last_step: Last step with metrics.
+        total_steps: Steps that it is to take, None if its config does not say.
+        last_words: Last line of a traceback that ends the log, "" if there is none.
+        is_done: The log has what the trainer prints after the last step.
+        age_s: Time since any of its files was written, in seconds.
+        step_s: Time of a step in seconds, 0 if not known.
+
+    Example:
+        >>> judge_state(12, 20, "", False, age_s=30, step_s=5).detail
+        'step 12 of 20, written 30 s ago'
+    """
+    progress = f"step {last_step}" + (f" of {total_steps}" if total_steps else "")
+    if is_done or (total_steps and last_step >= total_steps):
+        return State("finished", progress)
+    if last_words:
+        return State("crashed", f"{progress}: {last_words}")
+    if age_s < max(SILENCE_S, SILENT_STEPS * step_s):
+        return State("in progress", f"{progress}, written {_duration(age_s)} ago")
+    return State("stopped", f"{progress}, last written {_duration(age_s)} ago")
+
+
+def _duration(time_s: float) -> str:
+    """Return a time in the unit that suits it.
+
+    Example:
+        >>> _duration(45), _duration(600), _duration(7200), _duration(200_000)
+        ('45 s', '10 min', '2 h', '2 days')
+    """
+    for unit, length_s, below_s in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
+        if time_s < below_s:
+            return f"{time_s / length_s:.0f} {unit}"
+    return f"{time_s / 86_400:.0f} days"

@@ -1,0 +1,226 @@
+"""Whether a run stayed stable, by stated rules, and the step where it did not.
+
+Each rule is a function from a curve to the step where it begins to be broken, or None. docs/report.md and the page
+state them in words, from `RULES`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cfpo_verl.report.metrics import ENTROPY, GRADIENT_NORM, KL, REWARD, Metrics
+from cfpo_verl.report.statistics import trailing
+
+# Steps that the smoothing of every rule looks back on.
+WINDOW = 5
+# A shorter run is not judged.
+LEAST_STEPS = 8
+# A collapse is a fall below this share of the best smoothed reward.
+COLLAPSE_SHARE = 0.5
+# Below this height of the best smoothed reward there is nothing to lose, only noise.
+LEAST_BEST = 0.05
+# Entropy per token at which nearly every token is decided: 0.02 nats is one choice of two at 0.3 to 99.7 percent.
+ENTROPY_FLOOR_NATS = 0.02
+# By Pinsker's inequality mean |r - 1| <= sqrt(2 KL); 0.1 nats allow 0.45, more than twice PPO's clip range.
+KL_BOUND_NATS = 0.1
+# Against the median of the first WINDOW steps, as the size of a gradient depends on model and loss.
+GRADIENT_BOUND = 10.0
+# Smaller norms are those of a step without any signal, and no measure for others.
+LEAST_GRADIENT_NORM = 1e-3
+
+
+def collapse_step(steps: Sequence[int], rewards: Sequence[float]) -> int | None:
+    """Return the step from which on the smoothed reward stays below half of its best.
+
+    With m(t) the mean of the last `WINDOW` rewards at step t (of fewer at the beginning, from the second step on: some
+    runs collapse at once), b the largest m and f = min(0, smallest reward), the run is low at t if
+
+        m(t) - f < COLLAPSE_SHARE * (b - f)
+
+    It has collapsed at the first of the low steps at the end, if they are at least `WINDOW`. If b - f < `LEAST_BEST`
+    there was nothing to lose.
+
+    Args:
+        steps: [T], ascending.
+        rewards: [T], finite.
+    """
+    if len(rewards) < WINDOW:
+        return None
+    smoothed = trailing(rewards, WINDOW)[1:]
+    floor = min(0.0, *rewards)
+    best = float(smoothed.max())
+    if best - floor < LEAST_BEST:
+        return None
+    is_low = smoothed - floor < COLLAPSE_SHARE * (best - floor)
+    return _begin_of_tail(list(steps)[1:], is_low, least=WINDOW)
+
+
+def entropy_step(steps: Sequence[int], entropies_nats: Sequence[float]) -> int | None:
+    """Return the step from which on the trailing mean of the entropy stays below `ENTROPY_FLOOR_NATS`."""
+    smoothed = trailing(entropies_nats, WINDOW)
+    return _begin_of_tail(steps, smoothed < ENTROPY_FLOOR_NATS, least=1)
+
+
+def kl_step(steps: Sequence[int], kl_nats: Sequence[float]) -> int | None:
+    """Return the first step where the median of the last `WINDOW` values of the KL is above `KL_BOUND_NATS`.
+
+    The median lets single steps pass.
+    """
+    return _first(steps, kl_nats, KL_BOUND_NATS)
+
+
+def gradient_step(steps: Sequence[int], gradient_norms: Sequence[float]) -> int | None:
+    """Return the first step where the median of the last `WINDOW` gradient norms is too large.
+
+    Too large is above `GRADIENT_BOUND` times the median of the first `WINDOW` norms above
+    `LEAST_GRADIENT_NORM`.
+    """
+    beginning = [norm for norm in gradient_norms if norm > LEAST_GRADIENT_NORM][:WINDOW]
+    if len(beginning) < WINDOW:
+        return None
+    return _first(steps, gradient_norms, GRADIENT_BOUND * float(np.median(beginning)))
+
+
+def not_finite_step(steps: Sequence[int], values: Sequence[float]) -> int | None:
+    """Return the first step where a value is NaN or infinite."""
+    broken = [step for step, value in zip(steps, values, strict=True) if not np.isfinite(value)]
+    return broken[0] if broken else None
+
+
+def _begin_of_tail(steps: Sequence[int], is_broken: np.ndarray, least: int) -> int | None:
+    """Return the first step of the unbroken row of True at the end, if it is long enough."""
+    holds = np.flatnonzero(~is_broken)
+    begin = int(holds[-1]) + 1 if len(holds) else 0
+    return int(steps[begin]) if len(is_broken) - begin >= least else None
+
+
+def _first(steps: Sequence[int], values: Sequence[float], bound: float) -> int | None:
+    # The first medians would be of fewer values: a single one there must not decide.
+    above = np.flatnonzero(trailing(values, WINDOW, "median")[WINDOW - 1 :] > bound)
+    return int(steps[int(above[0]) + WINDOW - 1]) if len(above) else None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of the verdict.
+
+    Args:
+        name: What has happened if it is broken.
+        curve: Key of the curve it is about, where the step is marked.
+        metrics: Names of verl's metrics that it is about.
+        is_fatal: The run has failed, as opposed to: look at it.
+        statement: The rule in words.
+        first_step: From steps and values to the step where it is broken, or None.
+    """
+
+    name: str
+    curve: str
+    metrics: tuple[str, ...]
+    is_fatal: bool
+    statement: str
+    first_step: Callable[[Sequence[int], Sequence[float]], int | None]
+
+
+RULES = (
+    Rule(
+        "not a number",
+        "",
+        tuple(curve.pattern for curve in (REWARD, KL, ENTROPY, GRADIENT_NORM)),
+        True,
+        "Reward, KL, entropy or gradient norm is NaN or infinite in any step.",
+        not_finite_step,
+    ),
+    Rule(
+        "collapse",
+        REWARD.key,
+        (REWARD.pattern,),
+        True,
+        f"The mean reward of the last {WINDOW} steps (at first of fewer, two at least) falls below "
+        f"{COLLAPSE_SHARE:.0%} of the best such mean and stays there to the end, for at least {WINDOW} steps. Heights "
+        "are measured from zero, or from the smallest reward if that is negative; a best below "
+        f"{LEAST_BEST:g} is not counted.",
+        collapse_step,
+    ),
+    Rule(
+        "entropy near zero",
+        ENTROPY.key,
+        (ENTROPY.pattern,),
+        False,
+        f"The mean entropy of the last {WINDOW} steps falls below {ENTROPY_FLOOR_NATS:g} nats per token and stays "
+        "there to the end.",
+        entropy_step,
+    ),
+    Rule(
+        "KL past its bound",
+        KL.key,
+        (KL.pattern,),
+        False,
+        f"The median KL to the old policy of {WINDOW} successive steps is above {KL_BOUND_NATS:g} nats per token: mean "
+        "|r - 1| can then be 0.45, more than twice PPO's clip range (Pinsker's inequality).",
+        kl_step,
+    ),
+    Rule(
+        "gradient norm past its bound",
+        GRADIENT_NORM.key,
+        (GRADIENT_NORM.pattern,),
+        False,
+        f"The median gradient norm of {WINDOW} successive steps is above {GRADIENT_BOUND:g} times that of the run's "
+        f"first {WINDOW} steps with a norm above {LEAST_GRADIENT_NORM:g}.",
+        gradient_step,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A rule that a run has broken, and the step where that began."""
+
+    rule: Rule
+    step: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rules say of a run.
+
+    Args:
+        level: "stable", "warning", "failed" or "unknown".
+        summary: In a few words, with the steps.
+        broken: In the order of `RULES`.
+    """
+
+    level: str
+    summary: str
+    broken: tuple[Broken, ...]
+
+
+def judge(metrics: Metrics) -> Verdict:
+    """Apply all rules to the metrics of a run.
+
+    Example:
+        >>> judge({step: {"critic/score/mean": 0.5} for step in range(1, 9)}).summary
+        'stable'
+    """
+    broken = []
+    for rule in RULES:
+        steps_broken = [step for name in rule.metrics if (step := _apply(rule, metrics, name)) is not None]
+        if steps_broken:
+            broken.append(Broken(rule, min(steps_broken)))
+    trained = sum(REWARD.pattern in values for values in metrics.values())
+    if broken:
+        level = "failed" if any(it.rule.is_fatal for it in broken) else "warning"
+        return Verdict(level, ", ".join(f"{it.rule.name} at step {it.step}" for it in broken), tuple(broken))
+    if trained < LEAST_STEPS:
+        return Verdict("unknown", f"too short to judge ({trained} of {LEAST_STEPS} steps)", ())
+    return Verdict("stable", "stable", ())
+
+
+def _apply(rule: Rule, metrics: Metrics, name: str) -> int | None:
+    points: Mapping[int, float] = {step: float(values[name]) for step, values in metrics.items() if name in values}
+    if rule.first_step is not_finite_step:
+        return not_finite_step(list(points), list(points.values()))
+    finite = {step: value for step, value in points.items() if np.isfinite(value)}
+    if len(finite) < LEAST_STEPS:
+        return None
+    return rule.first_step(list(finite), list(finite.values()))
