@@ -1,4 +1,4 @@
-"""From training to a model that is handed on: train with CFPO and with GRPO, evaluate both, compare them, export one.
+"""From training to a model that is handed on: train with CFPO and with GRPO, evaluate, compare, report, export.
 
 Everything is real: verl, Ray, vLLM, verl's merger, transformers. The task and the batches are those of test_stack.py.
 """
@@ -12,8 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import clean_environment
-from test_stack import SMALL, workplace  # noqa: F401 - workplace is a fixture
+from conftest import SMALL, clean_environment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cfpo_verl.evaluation import store
@@ -45,26 +44,29 @@ def left_running(folder: Path) -> list[str]:
     return found
 
 
-def test_train_evaluate_compare_export(workplace):  # noqa: F811
-    for name, algo in (("cfpo", "cfpo_token_mean"), ("grpo", "grpo")):
-        settings = [*SMALL, f"algo={algo}", f"run_dir=runs/{name}", "trainer.total_training_steps=2"]
-        settings += ["trainer.save_freq=2", "trainer.test_freq=-1", "trainer.val_before_train=false"]
-        cfpo_verl(workplace, "train", "experiment=cpu_quickstart", *settings)
+def test_train_evaluate_compare_report_export(workplace, finished):
+    # Trained with CFPO already, for the other tests too.
+    cfpo_run, result, _left = finished
+    assert result.returncode == 0
+    runs = {"cfpo": cfpo_run, "grpo": workplace / "runs" / "grpo"}
+    settings = [*SMALL, "algo=grpo", "run_dir=runs/grpo", "trainer.total_training_steps=3", "trainer.save_freq=100"]
+    cfpo_verl(workplace, "train", "experiment=cpu_quickstart", *settings)
 
     sets = ["--sets", "arithmetic", "--n", str(N)]
-    shown = cfpo_verl(workplace, "eval", "run", "runs/cfpo", *sets, "--out", "evals/cfpo")
+    shown = cfpo_verl(workplace, "eval", "run", str(cfpo_run), *sets, "--out", "evals/cfpo")
     assert f"pass@{N}" in shown.stdout
     assert "tokens/s" in shown.stderr
     # Two engines, as on a cluster.
     cfpo_verl(workplace, "eval", "run", "runs/grpo", *sets, "--out", "evals/grpo", "--data-parallel", "2")
 
+    given = {"cfpo": str(cfpo_run), "grpo": "runs/grpo"}
     for name in ("cfpo", "grpo"):
         summary = json.loads((workplace / "evals" / name / "summary.json").read_text())
         assert summary["model"] == {
-            "path": str(workplace / "runs" / name / "exported" / "global_step_2"),
-            "given": f"runs/{name}",
-            "run_dir": str(workplace / "runs" / name),
-            "step": 2,
+            "path": str(runs[name] / "exported" / "global_step_3"),
+            "given": given[name],
+            "run_dir": str(runs[name]),
+            "step": 3,
         }
         # As in the run, where nobody has said otherwise.
         assert (summary["generation"]["max_tokens"], summary["generation"]["temperature"]) == (8, 1.0)
@@ -82,7 +84,12 @@ def test_train_evaluate_compare_export(workplace):  # noqa: F811
     assert rows[0]["low"] <= rows[0]["difference"] <= rows[0]["high"]
     assert rows[0]["better"] + rows[0]["worse"] + rows[0]["equal"] == 16
 
-    cfpo_verl(workplace, "export", "runs/cfpo", "--out", "models/cfpo", "--evaluation", "evals/cfpo")
+    cfpo_verl(workplace, "report", str(cfpo_run), "runs/grpo", "evals/cfpo", "evals/grpo", "--out", "compare")
+    page = (workplace / "compare.html").read_text()
+    for what in ("Training reward", "Validation accuracy", "grpo", "stable", f"avg@{N}"):
+        assert what in page
+
+    cfpo_verl(workplace, "export", str(cfpo_run), "--out", "models/cfpo", "--evaluation", "evals/cfpo")
     model = AutoModelForCausalLM.from_pretrained(workplace / "models" / "cfpo", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(workplace / "models" / "cfpo")
     check = json.loads((workplace / "models" / "cfpo" / "export.json").read_text())["check"]
