@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import os
 import time
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +22,7 @@ GOLDEN = Path(__file__).parent / "golden" / "k8s"
 SITE = """\
 namespace: rl
 image: registry.example.com/rl/verl-cfpo:0.9.1
+ray_version: "2.60.0"
 image_pull_secrets: [registry]
 service_account: trainer
 priority_class: training
@@ -89,12 +91,12 @@ def test_manifest_is_the_golden_one(site, nodes):
 
 
 @pytest.mark.parametrize("nodes", RUNS)
-@pytest.mark.parametrize("version", ["1.30.0", "1.37.0"])
-def test_pods_and_config_maps_fit_kubernetes_own_schema(nodes, version):
+@pytest.mark.parametrize("release", ["1.30.0", "1.37.0"])
+def test_pods_and_config_maps_fit_kubernetes_own_schema(nodes, release):
     config_map, ray_job = parse((GOLDEN / f"{nodes}_nodes.yaml").read_text())
     pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, **pod} for pod in pod_templates(ray_job)[:2]]
     for each in (config_map, *pods):
-        assert kubernetes_validate.validate(each, version, strict=True) == version.removesuffix(".0")
+        assert kubernetes_validate.validate(each, release, strict=True) == release.removesuffix(".0")
 
 
 def paths(node: object, path: tuple = ()) -> list[tuple]:
@@ -198,6 +200,21 @@ def test_environment_is_in_every_pod(site):
         assert pod["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "wandb"}}]
 
 
+def test_a_token_guards_ray_unless_it_is_declined(site):
+    def pods_and_cluster(token_auth: str) -> tuple[str, dict]:
+        arguments = ["experiment=math_14b_16gpu", "run_dir=runs/a", f"kubernetes.token_auth={token_auth}"]
+        _config_map, ray_job = rendered(arguments, site(SITE.replace('ray_version: "2.60.0"\n', "")))
+        return str(pod_templates(ray_job)), ray_job["spec"]["rayClusterSpec"]
+
+    pods, cluster = pods_and_cluster("true")
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["rayVersion"] == version("ray")
+    assert "RAY_AUTH_MODE" not in pods  # the operator sets it, with the token
+    pods, cluster = pods_and_cluster("false")
+    assert "authOptions" not in cluster
+    assert pods.count("{'name': 'RAY_AUTH_MODE', 'value': 'disabled'}") == 2
+
+
 def test_cpu_runs_ask_for_no_gpus_and_have_logical_ones(site):
     _config_map, ray_job = rendered(["experiment=cpu_quickstart", "run_dir=runs/a"], site())
     head = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]
@@ -220,6 +237,7 @@ def test_every_fact_has_a_default_and_the_example_states_it():
     [
         ({"image": None}, "kubernetes.image is not set"),
         ({"image": "a b"}, "image='a b'"),
+        ({"ray_version": "latest"}, "ray_version='latest'"),
         ({"image_pull_policy": "always"}, "choose one of Always"),
         ({"cpus_per_node": None}, "kubernetes.cpus_per_node is not set"),
         ({"cpus_per_node": 0}, "cpus_per_node=0"),

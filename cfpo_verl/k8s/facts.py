@@ -22,6 +22,7 @@ _QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)((?:[KMGTPE]i)|[munkMGTPE]|[eE][+-
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 # Of what a POSIX shell leaves as it is: an entry point goes through one or two shells.
 _PLAIN_PATH = re.compile(r"/[\w./=,+@:-]*", re.ASCII)
+_RAY_VERSION = re.compile(r"\d+\.\d+\.\d+\S*", re.ASCII)
 _INTERFACE = re.compile(r"[\w.@-]{1,15}")
 
 
@@ -45,6 +46,8 @@ class Facts:
     job_name: str | None = None
     namespace: str | None = None
     image: str | None = None
+    ray_version: str | None = None
+    token_auth: bool = True
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: list[str] = field(default_factory=list)
     service_account: str | None = None
@@ -194,6 +197,11 @@ def check(facts: Facts) -> list[str]:
         (
             facts.image is None or re.fullmatch(r"\S+", facts.image) is not None,
             f"kubernetes.image={facts.image!r}: give a reference without spaces, such as {_EXAMPLES['image']}",
+        ),
+        (
+            facts.ray_version is None or _RAY_VERSION.fullmatch(facts.ray_version) is not None,
+            f"kubernetes.ray_version={facts.ray_version!r}: give the version of the image's Ray, such as 2.60.0, in "
+            "quotes",
         ),
         (
             facts.image_pull_policy in PULL_POLICIES,

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -49,6 +50,7 @@ def plan(overrides: Sequence[str], config_dir: Path) -> tuple[Facts, Job]:
         gpus_per_node=config.trainer.n_gpus_per_node,
         needs_gpus=config.trainer.device != "cpu",
         ray_cpus=ray_cpus,
+        ray_version=facts.ray_version or version("ray"),
         environment=sites.worker_environment(config),
     )
 

@@ -32,6 +32,7 @@ class Job:
         gpus_per_node: GPUs of each pod, logical ones on the CPU.
         needs_gpus: Whether GPUs are asked of Kubernetes.
         ray_cpus: Logical CPUs of each pod for Ray; None for those that it has.
+        ray_version: Of the image.
         environment: Variables in every pod, in place before Ray starts.
     """
 
@@ -43,6 +44,7 @@ class Job:
     gpus_per_node: int
     needs_gpus: bool
     ray_cpus: int | None
+    ray_version: str
     environment: Mapping[str, str]
 
 
@@ -104,10 +106,13 @@ def _ray_cluster(facts: Facts, job: Job, config_map_name: str) -> dict[str, Any]
     # Said here, because not every release of KubeRay reads GPUs from the limits, and on the CPU they are logical.
     resources = {"num-cpus": str(job.ray_cpus or facts.cpus_per_node), "num-gpus": str(job.gpus_per_node)}
     cluster: dict[str, Any] = {
+        "rayVersion": job.ray_version,
+        # The operator makes a token, and gives it to the pods.
+        **({"authOptions": {"mode": "token"}} if facts.token_auth else {}),
         "headGroupSpec": {
             "rayStartParams": {"dashboard-host": "0.0.0.0", **resources},
             "template": {"spec": _pod(facts, job, config_map_name, "ray-head")},
-        }
+        },
     }
     if workers := job.nodes - 1:
         cluster["workerGroupSpecs"] = [
@@ -134,6 +139,8 @@ def environment(facts: Facts, job: Job) -> dict[str, str]:
         **facts.environment,
         **({"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}),
         **RAY_ENVIRONMENT,
+        # Else Ray asks for a token wherever it finds one, such as in a home folder that only some pods have.
+        **({} if facts.token_auth else {"RAY_AUTH_MODE": "disabled"}),
     }
 
 
