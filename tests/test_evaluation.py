@@ -139,6 +139,8 @@ def test_a_whole_evaluation(model, sums, tmp_path, engine):
     assert table["index"].tolist() == [problem for problem in range(6) for _ in range(4)]
     # The token that ends a response counts, and is not in the text.
     right = table[table["score"] == 1]
+    assert 0 < len(right) < 24
+    assert not table["response"].str.contains("<|", regex=False).any()
     assert (right["response"] == right["gold"]).all()
     assert (right["response_tokens"] == right["gold"].str.len() + 1).all()
     assert right["prompt"].str.match(r"^<\|user\|>\d\+\d=<\|end\|><\|assistant\|>$").all()
@@ -264,6 +266,16 @@ def test_another_model_or_set_in_the_same_place_is_noticed(model, sums, tmp_path
     write_rows(sums, [to_row(Problem("8+9=", "17"), "arithmetic", "math", "test", 0)])
     with pytest.raises(EvaluationError, match=r"sets.sums was"):
         command.run(str(copy), str(sums), tmp_path / "out", None, None, OPTIONS)
+
+
+def test_the_fingerprint_reads_both_ends_of_large_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "_EDGE_BYTES", 16)
+    found = set()
+    for content in (bytes(100), b"1" + bytes(99), bytes(99) + b"1", bytes(101)):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        found.add(models.fingerprint(str(tmp_path), None))
+    assert len(found) == 4
+    assert models.fingerprint("org/name", "abc") == "org/name@abc"
 
 
 def test_two_at_once_in_one_folder_are_refused(model, sums, tmp_path, engine):
@@ -531,8 +543,13 @@ def test_nothing_shared_is_an_error(two, tmp_path):
         compare(two[0], tmp_path / "nowhere")
 
 
-def test_prompts_are_those_of_verls_agent_loop(model, sums):
-    """The tokens of an agent loop of verl, beside those of an evaluation."""
+def test_prompts_are_those_of_verls_agent_loop(model, sums, tmp_path):
+    """The tokens of an agent loop of verl, beside those of an evaluation, with a template that has a switch."""
+    import shutil
+
+    model = shutil.copytree(model, tmp_path / "switched")
+    with (model / "chat_template.jinja").open("a") as template:
+        template.write("{% if some_switch == 'on' %}switched on{% endif %}")
     code = f"""
 import asyncio, json
 from omegaconf import OmegaConf
@@ -544,7 +561,7 @@ from cfpo_verl.evaluation.prompts import load_prompter
 from cfpo_verl.evaluation.sets import read_set
 from pathlib import Path
 
-kwargs = {{"some_switch": False}}
+kwargs = {{"some_switch": "on"}}
 rollout = {{"prompt_length": 64, "response_length": 8}}
 config = OmegaConf.create({{"actor_rollout_ref": {{"rollout": rollout}}}})
 data = OmegaConf.create({{"apply_chat_template_kwargs": kwargs}})
@@ -556,6 +573,7 @@ async def theirs(messages):
 prompter = load_prompter({str(model)!r}, kwargs)
 problems = read_set("sums", Path({str(sums)!r})).problems
 ours = [prompter.encode(problem.messages) for problem in problems]
+assert prompter.decode(ours[0]).endswith("switched on"), prompter.decode(ours[0])
 print(json.dumps([ours, [list(asyncio.run(theirs(problem.messages))) for problem in problems]]))
 """
     result = subprocess.run(

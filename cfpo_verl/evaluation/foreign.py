@@ -23,7 +23,7 @@ def read_responses(file: Path) -> pd.DataFrame:
     except (OSError, pa.ArrowInvalid) as error:
         raise EvaluationError(f"{file}: cannot be read as parquet ({error})") from error
     if "responses" in table and "response" not in table:
-        table = table.reset_index(names="index").explode("responses").rename(columns={"responses": "response"})
+        table = table.explode("responses", ignore_index=True).rename(columns={"responses": "response"})
     if "gold" not in table and "reward_model" in table:
         table["gold"] = [str(model["ground_truth"]) for model in table["reward_model"]]
     missing = [column for column in ("response", "data_source", "gold") if column not in table]
