@@ -368,11 +368,13 @@ def test_stopping_asks_waits_and_gives_up_in_time(tmp_path):
 
     def starts_and_ends() -> bool:
         seen.append((tmp_path / "stop_requested").exists())
-        (tmp_path / "stop_requested").unlink(missing_ok=True)  # as a starting run does
+        if len(seen) < 4:
+            (tmp_path / "stop_requested").unlink(missing_ok=True)  # as a starting run does
         return len(seen) < 4
 
     assert stop.stop(tmp_path, starts_and_ends, 60) == "the run has ended"
     assert seen == [False, False, True, True]
+    assert not (tmp_path / "stop_requested").exists()
     assert stop.stop(tmp_path, lambda: False, 60) == "no run to stop"
     assert not (tmp_path / "stop_requested").exists()
     started = time.monotonic()

@@ -34,6 +34,7 @@ def stop(run_dir: Path, is_running: Callable[[], bool], deadline_s: float) -> st
                 f"the run has not ended within {deadline_s:g} s; the next attempt loses its steps since the last save"
             )
         time.sleep(_POLL_S)
+    stop_request_path(run_dir).unlink(missing_ok=True)  # made again after the run had answered it
     return "the run has ended"
 
 
