@@ -202,7 +202,7 @@ def test_the_completion_is_installed_for_the_program(run_cli):
 MULTIRUN = """
 import sys
 from cfpo_verl import train
-train.train = lambda config: print("ran", config.run_dir, config.trainer.default_local_dir)
+train.train = lambda config, nodes: print("ran", config.run_dir, config.trainer.default_local_dir)
 raise SystemExit(train.main(sys.argv[1:]))
 """
 
