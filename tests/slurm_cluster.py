@@ -9,6 +9,7 @@ import getpass
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ _PROJECT = Path(__file__).parents[1]
 _CONFIG = """\
 ClusterName=cfpo
 SlurmctldHost={host}({gateway})
+SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -175,6 +177,12 @@ def _networks(number: int) -> Iterator[str]:
         ip("link", "del", bridge, check=False)
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
 def _seen_under_tmp(paths: Sequence[Path]) -> list[str]:
     """Return those folders that a node's own /tmp would hide, without those inside of others."""
     folders = sorted({path.resolve() for path in paths})
@@ -228,6 +236,7 @@ def slurm_cluster(shared: Path, cpus: int = 8, memory_mb: int = 16000) -> Iterat
                 _CONFIG.format(
                     host=os.uname().nodename,
                     gateway=gateway,
+                    port=_free_port(),
                     user=getpass.getuser(),
                     folder=folder,
                     nodes=nodes,
