@@ -47,8 +47,8 @@ def pass_at_k(num_correct: ArrayLike, num_samples: ArrayLike, k: ArrayLike) -> F
         ValueError: If a count is none, or a k is out of its range.
 
     Example:
-        >>> pass_at_k([0, 1, 2], 4, [1, 2, 4]).tolist()
-        [[0.0, 0.0, 0.0], [0.25, 0.5, 1.0], [0.5, 0.8333333333333333, 1.0]]
+        >>> pass_at_k([0, 1, 2], 4, [1, 2, 4]).round(4).tolist()
+        [[0.0, 0.0, 0.0], [0.25, 0.5, 1.0], [0.5, 0.8333, 1.0]]
 
     Reference:
         Chen et al., "Evaluating Large Language Models Trained on Code", 2021, arXiv:2107.03374.
@@ -108,8 +108,8 @@ def maj_at_k(
         ValueError: If a count is none, or a k is out of its range.
 
     Example:
-        >>> maj_at_k([[2, 1, 1]], 4, [1, 2, 4]).value.tolist()  # two of four are right, the others differ
-        [[0.5, 0.5833333333333334, 1.0]]
+        >>> maj_at_k([[2, 1, 1]], 4, [1, 2, 4]).value.round(4).tolist()  # two of four are right, the others differ
+        [[0.5, 0.5, 1.0]]
     """
     counts = np.atleast_2d(np.asarray(votes, dtype=np.int64))
     if counts.size == 0 or counts.min() < 0:
