@@ -1,7 +1,7 @@
 # make quickstart   set up, then train a tiny policy with CFPO and draw the run (SEED=1 for another seed)
-# make test         set up, then lint, type-check and test
+# make test         set up, then lint, type-check and test (40 minutes on 2 cores)
 # make compat       check all that we use of verl against the newest one on the registry
-# make system-deps what the tests need of Debian, as root (make test calls it where it is root)
+# make system-deps  what the tests need of Debian, as root (make test calls it where it is root)
 # make algorithms   two real steps of every algorithm, for docs/algorithms.md (half an hour)
 # make compose-all  every backend, algorithm and model against verl, for docs/combinations.md (ten minutes)
 SHELL := bash
@@ -26,7 +26,7 @@ quickstart: setup
 test: lint $(SMOLLM2) system-deps
 	pytest
 
-# Everything but the runs of the real stack: about five minutes.
+# Everything but the runs of the real stack: about a quarter of an hour.
 test-fast: setup
 	pytest -m "not stack"
 
