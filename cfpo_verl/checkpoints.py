@@ -119,16 +119,27 @@ def set_aside(checkpoint: Path) -> Path:
 
 def why_incomplete(checkpoint: Path, expected: Expected) -> str | None:
     """Say what is missing or broken in a checkpoint, None if it is whole, for whatever number of ranks."""
-    check = _fsdp_problems if expected.layout == "fsdp" else _megatron_problems
     for role in expected.roles:
-        folder = checkpoint / role
-        if not folder.is_dir():
-            return f"there is no {role}/"
-        for problem in check(folder, expected.contents):
-            return f"{role}/{problem}"
+        problem = why_model_incomplete(checkpoint / role, expected.layout, expected.contents)
+        if problem:
+            return problem
     if expected.is_async and not _has_files(checkpoint / "transfer_queue"):
         return "transfer_queue/ is missing"
     return _archive_problem(checkpoint / "data.pt")
+
+
+def why_model_incomplete(folder: Path, layout: str, contents: Iterable[str]) -> str | None:
+    """Say what is missing or broken in the folder of one model, such as global_step_3/actor, None if it is whole.
+
+    Args:
+        folder: The folder.
+        layout: "fsdp" or "megatron".
+        contents: What of it is needed, as in verl's load_contents.
+    """
+    if not folder.is_dir():
+        return f"there is no {folder.name}/"
+    check = _fsdp_problems if layout == "fsdp" else _megatron_problems
+    return next((f"{folder.name}/{problem}" for problem in check(folder, contents)), None)
 
 
 def saved_world_size(model_folder: Path) -> int | None:

@@ -108,7 +108,7 @@ def test_a_merge_that_went_wrong_is_noticed(made, tmp_path, monkeypatch):
 def test_what_the_merger_says_when_it_fails(run, tmp_path):
     (run / "checkpoints" / "global_step_3" / "actor" / "model_world_size_2_rank_1.pt").unlink()
     with pytest.raises(ExportError, match=r"verl's merger failed:(?s:.*)rank_1\.pt"):
-        export(find_checkpoint(run), tmp_path / "out")
+        export(find_checkpoint(run / "checkpoints" / "global_step_3"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -122,7 +122,7 @@ def test_a_checkpoint_without_shards_is_copied(made, whole_run, tmp_path):
     (actor / "fsdp_config.json").unlink()
     (actor / "model").mkdir()
     (actor / "huggingface").rename(actor / "model" / "huggingface")
-    megatron = find_checkpoint(whole_run)
+    megatron = find_checkpoint(actor)
     assert (megatron.backend, megatron.is_sharded) == ("megatron", False)
     export(megatron, tmp_path / "of_megatron")
 
@@ -135,7 +135,7 @@ def test_megatron_shards_need_a_gpu_and_verl_takes_our_arguments(whole_run, tmp_
     (actor / "fsdp_config.json").unlink()
     (actor / "model" / "dist_ckpt").mkdir(parents=True)
     (actor / "huggingface").rename(actor / "model" / "huggingface")
-    checkpoint = find_checkpoint(whole_run)
+    checkpoint = find_checkpoint(actor)
     assert checkpoint.is_sharded
     monkeypatch.setattr(merge, "_has_gpu", lambda: False)
     with pytest.raises(CheckpointError, match="verl's merger needs a GPU for Megatron's shards"):
@@ -192,10 +192,14 @@ def test_the_last_complete_checkpoint_is_taken(run):
     for step in (10, 20):
         shutil.copytree(steps / "global_step_3", steps / f"global_step_{step}")
     assert find_checkpoint(run).step == 20
-    (steps / "latest_checkpointed_iteration.txt").write_text("10")  # 20 was torn
+    shard = steps / "global_step_20" / "actor" / "model_world_size_2_rank_1.pt"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    (steps / "latest_checkpointed_iteration.txt").write_text("20")  # verl's word is not taken for it
     assert find_checkpoint(run).step == 10
+    (steps / "global_step_10" / "actor" / "fsdp_config.json").unlink()
+    assert find_checkpoint(run).step == 3
     assert find_checkpoint(run, 3).step == 3
-    assert find_checkpoint(steps / "global_step_20").step == 20
+    assert find_checkpoint(steps / "global_step_20").step == 20  # as asked
     assert find_checkpoint(steps / "global_step_20" / "actor").run_dir == run
     with pytest.raises(CheckpointError, match="no global_step_4 here, but: 3, 10, 20"):
         find_checkpoint(run, 4)
@@ -210,10 +214,15 @@ def test_what_is_no_checkpoint_is_named(run, tmp_path):
     for shard in actor.glob("model_*.pt"):
         shard.unlink()
     with pytest.raises(CheckpointError, match=r"no weights in it: `model` must be among checkpoint.save_contents"):
+        find_checkpoint(actor)
+    with pytest.raises(
+        CheckpointError, match=r"global_step_3 \(actor/huggingface/\*.safetensors are missing or empty\)"
+    ):
         find_checkpoint(run)
     (actor / "huggingface" / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"huggingface/config.json is missing"):
-        find_checkpoint(run)
+    for path in (actor, run):
+        with pytest.raises(CheckpointError, match=r"huggingface/config.json is missing"):
+            find_checkpoint(path)
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(CheckpointError, match=r"no checkpoint of verl here.*trainer.save_freq"):
         find_checkpoint(run)

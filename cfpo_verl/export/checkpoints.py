@@ -1,12 +1,13 @@
 """Find a checkpoint of verl, and say what it is."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-_STEP_FOLDER = re.compile(r"global_step_(\d+)")
+from cfpo_verl.checkpoints import is_checkpoint, step_of, why_model_incomplete
+from cfpo_verl.run_dir import attempt_files
+
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -58,7 +59,7 @@ def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
 
     Args:
         path: A run folder of `cfpo-verl train`, a folder with global_step_N folders, one of these, or its actor folder.
-        step: Which one; None for the last one that verl finished.
+        step: Which one; None for the newest whose weights are whole.
 
     Raises:
         CheckpointError: If there is none, or it lacks what is needed.
@@ -68,10 +69,10 @@ def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
             f"{path}: no such folder. Give a run folder of `cfpo-verl train`, or a checkpoint of verl"
         )
     roots = [path, path / "checkpoints"]
-    of_run = next((root for root in roots if root.is_dir() and _steps(root)), None)
+    of_run = next((steps for root in roots if root.is_dir() and (steps := _steps(root))), None)
     if of_run is not None:
-        path = _step_folder(of_run, step)
-    elif step is not None and not _STEP_FOLDER.fullmatch(path.resolve().name):
+        path = _choose(of_run, step)
+    elif step is not None and not is_checkpoint(path.resolve()):
         raise CheckpointError(f"{path}: --step {step} needs a folder with global_step_{step} in it")
     actor = path / "actor" if (path / "actor").is_dir() else path
     if (actor / "fsdp_config.json").is_file():
@@ -83,8 +84,8 @@ def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
             f"{path}: no checkpoint of verl here: neither fsdp_config.json nor a folder model in {actor.name}. "
             "A run saves one every trainer.save_freq steps; with save_freq=-1, the default, none"
         )
-    found = _STEP_FOLDER.fullmatch(actor.resolve().parent.name)
-    checkpoint = Checkpoint(actor, backend, _run_dir(actor), int(found[1]) if found else None)
+    saved_as = actor.resolve().parent
+    checkpoint = Checkpoint(actor, backend, _run_dir(actor), step_of(saved_as) if is_checkpoint(saved_as) else None)
     if not (checkpoint.huggingface / "config.json").is_file():
         raise CheckpointError(f"{actor}: {checkpoint.huggingface.relative_to(actor)}/config.json is missing")
     if not checkpoint.is_sharded and not has_weights(checkpoint.huggingface):
@@ -93,33 +94,52 @@ def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
 
 
 def _steps(root: Path) -> dict[int, Path]:
-    found = {match: folder for folder in root.iterdir() if (match := _STEP_FOLDER.fullmatch(folder.name))}
-    return {int(match[1]): folder for match, folder in found.items()}
+    """Return {step: its folder}, the newest first."""
+    return {step_of(folder): folder for folder in sorted(filter(is_checkpoint, root.iterdir()), key=step_of)[::-1]}
 
 
-def _step_folder(root: Path, step: int | None) -> Path:
-    steps = _steps(root)
-    if step is None:
-        # verl writes it when a checkpoint is complete: a later folder may be torn.
-        latest = root / "latest_checkpointed_iteration.txt"
-        text = latest.read_text().strip() if latest.is_file() else ""
-        step = int(text) if text.isdigit() and int(text) in steps else max(steps)
-    if step not in steps:
-        raise CheckpointError(f"{root}: no global_step_{step} here, but: {', '.join(map(str, sorted(steps)))}")
-    return steps[step]
+def _choose(steps: dict[int, Path], step: int | None) -> Path:
+    root = next(iter(steps.values())).parent
+    if step is not None:
+        if step not in steps:
+            raise CheckpointError(f"{root}: no global_step_{step} here, but: {', '.join(map(str, sorted(steps)))}")
+        return steps[step]
+    # Not the one that verl's tracker file names: what is written after that file may be whole, or what it names torn.
+    reasons = {}
+    for folder in steps.values():
+        reason = _why_torn(folder / "actor")
+        if reason is None:
+            return folder
+        reasons[folder.name] = reason
+    listed = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
+    raise CheckpointError(
+        f"{root}: no checkpoint has whole weights: {listed}. Another one can be named by its "
+        "path; weights are saved if `model` is among checkpoint.save_contents of the actor"
+    )
+
+
+def _why_torn(actor: Path) -> str | None:
+    """Say what the weights of an actor lack, None if they are whole."""
+    if (actor / "model").is_dir():
+        return why_model_incomplete(actor, "megatron", ())
+    has_shards = any(actor.glob("model_world_size_*_rank_*.pt"))
+    reason = why_model_incomplete(actor, "fsdp", ("model",) if has_shards else ("hf_model",))
+    if reason is None and not (actor / "fsdp_config.json").is_file():
+        return "actor/fsdp_config.json, which is written last, is missing"
+    return reason
 
 
 def _run_dir(actor: Path) -> Path | None:
     """Return the folder above that has a config of `cfpo-verl train`."""
-    return next((folder for folder in actor.absolute().parents[:3] if any(folder.glob("config.*.yaml"))), None)
+    return next((folder for folder in actor.absolute().parents[:3] if attempt_files(folder, "config")), None)
 
 
 def run_config(run_dir: Path) -> dict[str, Any]:
     """Return the resolved config of the last attempt of a run; empty without one."""
     import yaml
 
-    attempts = {int(path.name.split(".")[1]): path for path in run_dir.glob("config.*.yaml")}
-    return dict(yaml.safe_load(attempts[max(attempts)].read_text())) if attempts else {}
+    files = list(attempt_files(run_dir, "config").values())
+    return dict(yaml.safe_load(files[-1].read_text())) if files else {}
 
 
 def lookup(config: dict[str, Any], key: str, default: Any = None) -> Any:
