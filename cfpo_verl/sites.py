@@ -1,7 +1,8 @@
 """What a site says about its machines, in a config group of its own, and a run's config made ready for them."""
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cfpo_verl.doctor.machine import gpus_needed
 from cfpo_verl.train import verl_config_dir
+
+# Names of environment variables, and of network interfaces.
+VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+INTERFACE = re.compile(r"[\w.@-]{1,15}", re.ASCII)
 
 
 class JobError(ValueError):
@@ -25,27 +30,32 @@ class Group:
         name: Of the group, and of its node in a composed config.
         facts: Dataclass with a field, and a default, for each key; fields may be dataclasses themselves.
         command: Whose subcommand `example` prints a file to fill in.
+        check: Returns a line for each value that makes no sense, with the rule and the way out.
     """
 
     name: str
     facts: type
     command: str
+    check: Callable[[Any], list[str]]
 
 
 def read(group: Group, config: DictConfig) -> Any:
-    """Take a group's node out of a composed config and return it as its dataclass.
+    """Take a group's node out of a composed config and return it as its dataclass, checked.
 
     Raises:
-        JobError: If a key is unknown, or a value is of another type.
+        JobError: If a key is unknown, or a value is of another type or makes no sense.
     """
     with open_dict(config):
         node = config.pop(group.name) or OmegaConf.create()
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(group.facts), node))
+        facts = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(group.facts), node))
     except OmegaConfBaseException as error:
         key = error.full_key or str(error.key)
         check_key(group, key)
         raise JobError(f"{group.name}.{key}: {str(error.msg).splitlines()[0]}") from error
+    if problems := group.check(facts):
+        raise JobError("\n".join(problems))
+    return facts
 
 
 def check_key(group: Group, key: str) -> None:

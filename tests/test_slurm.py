@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cfpo_verl import config_groups, train
+from cfpo_verl import config_groups, sites, train
+from cfpo_verl.sites import JobError
 from cfpo_verl.slurm import cluster as clusters
 from cfpo_verl.slurm import jobs, wait
 from cfpo_verl.slurm.cluster import Cluster, Container, check, check_run_dir
-from cfpo_verl.slurm.errors import SlurmError
 from cfpo_verl.slurm.script import render, sbatch_options
 
 GOLDEN = Path(__file__).parent / "golden" / "slurm"
@@ -176,7 +176,7 @@ def test_facts_without_sense_are_refused(change, words):
     ],
 )
 def test_folders_that_nodes_would_not_share_are_refused(run_dir, facts, words):
-    with pytest.raises(SlurmError) as refusal:
+    with pytest.raises(JobError) as refusal:
         check_run_dir(Cluster(**facts), Path(run_dir))
     assert words in str(refusal.value)
     check_run_dir(Cluster(shared_dir="/shared"), Path("/shared/runs/a b"))
@@ -188,20 +188,20 @@ def test_unknown_keys_are_refused_with_what_was_meant(site):
         "container: {imag: x}": "cluster.container.imag: there is no such key. Did you mean image?",
         "max_requeues: many": "cluster.max_requeues: Value 'many'",
     }.items():
-        with pytest.raises(SlurmError) as refusal:
+        with pytest.raises(JobError) as refusal:
             jobs.plan(["experiment=gsm8k_1gpu", "cluster=mysite", "run_dir=/shared/a"], site(text), False)
         assert words in str(refusal.value)
-    with pytest.raises(SlurmError, match=r"cluster\.tim: there is no such key\. Did you mean time"):
+    with pytest.raises(JobError, match=r"cluster\.tim: there is no such key\. Did you mean time"):
         jobs.plan(["experiment=gsm8k_1gpu", "cluster=mysite", "cluster.tim=1:00:00"], site(""), False)
-    with pytest.raises(SlurmError, match=r"there: mysite"):
+    with pytest.raises(JobError, match=r"there: mysite"):
         jobs.plan(["experiment=gsm8k_1gpu", "cluster=other"], site(""), False)
-    with pytest.raises(SlurmError, match="no cluster is chosen"):
+    with pytest.raises(JobError, match="no cluster is chosen"):
         jobs.plan(["experiment=gsm8k_1gpu"], site(""), False)
-    clusters.check_key("container.mounts")
+    sites.check_key(clusters.GROUP, "container.mounts")
 
 
 def test_unquoted_time_is_not_taken_for_minutes(site):
-    with pytest.raises(SlurmError, match="time='86400'"):
+    with pytest.raises(JobError, match="time='86400'"):
         jobs.plan(["experiment=gsm8k_1gpu", "cluster=mysite", "run_dir=/shared/a"], site("time: 24:00:00"), False)
 
 
@@ -224,9 +224,9 @@ def test_sweep_is_an_array_with_a_folder_for_each_point(site, tmp_path):
 
 
 def test_points_of_a_sweep_must_be_alike(site):
-    with pytest.raises(SlurmError, match=r"differ in trainer\.nnodes"):
+    with pytest.raises(JobError, match=r"differ in trainer\.nnodes"):
         jobs.plan(["experiment=math_8gpu", "cluster=mysite", "topology=1x8,2x8", "run_dir=/shared/a"], site(""), True)
-    with pytest.raises(SlurmError, match="several points of the sweep have run_dir"):
+    with pytest.raises(JobError, match="several points of the sweep have run_dir"):
         jobs.plan(["experiment=math_8gpu", "cluster=mysite", "seed=1,1", "run_dir=/shared/a"], site(""), True)
 
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from omegaconf import DictConfig
-
 from cfpo_verl import sites
 from cfpo_verl.sites import JobError
 
@@ -19,11 +17,9 @@ _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _LABEL = re.compile(r"([A-Za-z0-9]([-\w.]*[A-Za-z0-9])?)?", re.ASCII)
 _QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)((?:[KMGTPE]i)|[munkMGTPE]|[eE][+-]?\d+)?", re.ASCII)
-_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 # Of what a POSIX shell leaves as it is: an entry point goes through one or two shells.
 _PLAIN_PATH = re.compile(r"/[\w./=,+@:-]*", re.ASCII)
 _RAY_VERSION = re.compile(r"\d+\.\d+\.\d+\S*", re.ASCII)
-_INTERFACE = re.compile(r"[\w.@-]{1,15}")
 
 
 @dataclass
@@ -72,27 +68,12 @@ class Facts:
     grace_s: int = 900
 
 
-GROUP = sites.Group("kubernetes", Facts, "cfpo-verl k8s")
 _EXAMPLES = {
     "image": "registry.example.com/rl/verl-cfpo:0.9.1",
     "cpus_per_node": "96",
     "memory_per_node": "1000Gi",
     "volume.claim": "shared",
 }
-
-
-def from_config(config: DictConfig) -> Facts:
-    """Take the node `kubernetes` out of a composed config and check it.
-
-    Raises:
-        JobError: If a key is unknown or missing, or a value makes no sense.
-    """
-    facts = sites.read(GROUP, config)
-    assert isinstance(facts, Facts)
-    problems = check(facts)
-    if problems:
-        raise JobError("\n".join(problems))
-    return facts
 
 
 def quantity(text: str) -> float:
@@ -212,7 +193,7 @@ def check(facts: Facts) -> list[str]:
             f"kubernetes.cpus_per_node={facts.cpus_per_node}: give a whole number above 0",
         ),
         (
-            facts.network_interface is None or _INTERFACE.fullmatch(facts.network_interface) is not None,
+            facts.network_interface is None or sites.INTERFACE.fullmatch(facts.network_interface) is not None,
             f"kubernetes.network_interface={facts.network_interface!r}: give the name of a network interface in the "
             "pods, for example net1",
         ),
@@ -272,7 +253,7 @@ def _check_names(facts: Facts) -> list[str]:
     return problems + [
         f"kubernetes.environment.{name}: not a name of an environment variable"
         for name in facts.environment
-        if not _VARIABLE.fullmatch(name)
+        if not sites.VARIABLE.fullmatch(name)
     ]
 
 
@@ -306,3 +287,6 @@ def _check_labels(facts: Facts) -> list[str]:
         for key, value in getattr(facts, group).items()
         if not _fits(_LABEL, value, 63)
     ]
+
+
+GROUP = sites.Group("kubernetes", Facts, "cfpo-verl k8s", check)

@@ -30,7 +30,7 @@ def plan(overrides: Sequence[str], config_dir: Path) -> tuple[Facts, Job]:
     """
     sites.check_chosen(GROUP, overrides)
     config = compose(sites.choose(GROUP, overrides, config_dir))
-    facts = site_facts.from_config(config)
+    facts: Facts = sites.read(GROUP, config)
     run_dir = site_facts.place_run_dir(facts, str(config.run_dir))
     config.run_dir = str(run_dir)
     ray_cpus = sites.join_ray(config)

@@ -5,16 +5,16 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfpo_verl.slurm.errors import SlurmError
+from cfpo_verl.sites import JobError
 
 
 def _run(command: Sequence[str | Path]) -> str:
     program = str(command[0])
     if shutil.which(program) is None:
-        raise SlurmError(f"there is no {program} here. Run this where SLURM's commands are, such as a login node")
+        raise JobError(f"there is no {program} here. Run this where SLURM's commands are, such as a login node")
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     if result.returncode:
-        raise SlurmError(f"{program}: {(result.stderr or result.stdout).strip()}")
+        raise JobError(f"{program}: {(result.stderr or result.stdout).strip()}")
     return result.stdout
 
 
@@ -22,12 +22,12 @@ def submit(script: Path) -> str:
     """Hand a script to sbatch and return the job's id.
 
     Raises:
-        SlurmError: If sbatch is missing or refuses it.
+        JobError: If sbatch is missing or refuses it.
     """
     try:
         answer = _run(["sbatch", "--parsable", script])
-    except SlurmError as error:
-        raise SlurmError(f"{error}\nThe script is {script}; nothing was queued") from error
+    except JobError as error:
+        raise JobError(f"{error}\nThe script is {script}; nothing was queued") from error
     return answer.strip().split(";", 1)[0]  # a federated cluster adds ;cluster
 
 
@@ -35,7 +35,7 @@ def states(job_id: str) -> list[dict[str, str]]:
     """Return what SLURM knows of a job, or of each job of an array; nothing once it has forgotten them."""
     try:
         shown = _run(["scontrol", "show", "job", "--oneliner", job_id])
-    except SlurmError as error:
+    except JobError as error:
         if "Invalid job id" in str(error):
             return []
         raise
@@ -46,6 +46,6 @@ def cancel(job_id: str) -> None:
     """Cancel a job.
 
     Raises:
-        SlurmError: If scancel is missing or refuses.
+        JobError: If scancel is missing or refuses.
     """
     _run(["scancel", job_id])

@@ -1,22 +1,17 @@
 """What a site says about its cluster, once, in a file of the config group `cluster`."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from cfpo_verl import sites
-from cfpo_verl.slurm.errors import SlurmError
+from cfpo_verl.sites import JobError
 
 RUNTIMES = ("none", "pyxis", "apptainer")
 GPU_REQUESTS = ("gpus-per-node", "gres", "none")
 # Of SLURM's forms those that nobody misreads. Without quotes, YAML reads 24:00:00 as the number 86400, which SLURM
 # would take for minutes.
 _TIME = re.compile(r"\d+:\d{2}:\d{2}|\d+-\d+(:\d{2}(:\d{2})?)?")
-_VARIABLE = re.compile(r"[A-Za-z_]\w*")
-_INTERFACE = re.compile(r"[\w.@-]{1,15}")
 
 
 @dataclass
@@ -63,32 +58,6 @@ class Cluster:
     max_parallel_jobs: int = 4
 
 
-GROUP = sites.Group("cluster", Cluster, "cfpo-verl slurm")
-
-
-def from_config(config: DictConfig) -> Cluster:
-    """Take the node `cluster` out of a composed config and check it.
-
-    Raises:
-        SlurmError: If a key is unknown, or a value makes no sense.
-    """
-    cluster = sites.read(GROUP, config)
-    assert isinstance(cluster, Cluster)
-    problems = check(cluster)
-    if problems:
-        raise SlurmError("\n".join(problems))
-    return cluster
-
-
-def check_key(key: str) -> None:
-    """Refuse a key that there is not.
-
-    Raises:
-        SlurmError: With the key that was probably meant.
-    """
-    sites.check_key(GROUP, key)
-
-
 def check(cluster: Cluster) -> list[str]:
     """Return a line for each value that makes no sense, with the rule and the way out."""
     container = cluster.container
@@ -112,7 +81,7 @@ def check(cluster: Cluster) -> list[str]:
             "in YAML",
         ),
         (
-            cluster.network_interface is None or _INTERFACE.fullmatch(cluster.network_interface) is not None,
+            cluster.network_interface is None or sites.INTERFACE.fullmatch(cluster.network_interface) is not None,
             f"cluster.network_interface={cluster.network_interface!r}: give the name of a network interface, as "
             "`ip -4 addr` on a node shows it, for example ib0",
         ),
@@ -155,7 +124,7 @@ def check(cluster: Cluster) -> list[str]:
     problems += [
         f"cluster.environment.{name}: not a name of an environment variable"
         for name in cluster.environment
-        if not _VARIABLE.fullmatch(name)
+        if not sites.VARIABLE.fullmatch(name)
     ]
     # Each becomes a line of the script; a second line would be a command of its own, or be lost.
     lines: list[tuple[str, list[str]]] = [
@@ -181,25 +150,28 @@ def check(cluster: Cluster) -> list[str]:
 _ONE_LINE = ("partition", "account", "qos", "reservation", "constraint", "gpu_type", "memory_per_node")
 
 
-def check_run_dir(cluster: Cluster, run_dir: Path, exists: Callable[[Path], bool] = Path.is_dir) -> None:
+GROUP = sites.Group("cluster", Cluster, "cfpo-verl slurm", check)
+
+
+def check_run_dir(cluster: Cluster, run_dir: Path) -> None:
     """Refuse a run folder that the nodes do not share.
 
     Raises:
-        SlurmError: If it is outside of shared_dir, or has characters that sbatch cannot take.
+        JobError: If it is outside of shared_dir, or has characters that sbatch cannot take.
     """
     if cluster.shared_dir is not None and not run_dir.is_relative_to(cluster.shared_dir):
-        raise SlurmError(
+        raise JobError(
             f"run_dir={run_dir} is not in cluster.shared_dir={cluster.shared_dir}, so the nodes would not all see it. "
             f"Choose run_dir={cluster.shared_dir}/..."
         )
     # sbatch replaces %x by the job's name and the like in the names of its log files, and reads \ in them.
     odd = sorted(set(str(run_dir)) & set("%\\\"'\n$`"))
     if odd:
-        raise SlurmError(
+        raise JobError(
             f"run_dir={run_dir}: SLURM or the shell would read {' '.join(map(repr, odd))} in it. Choose another name"
         )
     if cluster.scratch_dir and run_dir.is_relative_to(cluster.scratch_dir) and cluster.shared_dir is None:
-        raise SlurmError(
+        raise JobError(
             f"run_dir={run_dir} is in cluster.scratch_dir={cluster.scratch_dir}, which each node has for itself. "
             "Choose a run_dir on a file system that all nodes share, or set cluster.shared_dir if this one is"
         )

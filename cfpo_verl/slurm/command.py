@@ -14,9 +14,9 @@ from cfpo_verl import doctor
 from cfpo_verl.doctor import report
 from cfpo_verl.progress import describe
 from cfpo_verl.run_dir import RunDirError, read_metrics
+from cfpo_verl.sites import JobError
 from cfpo_verl.slurm import client, jobs
 from cfpo_verl.slurm.cluster import Cluster
-from cfpo_verl.slurm.errors import SlurmError
 from cfpo_verl.train import explain
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ def _fail(command: str, error: object, status: int = 2) -> NoReturn:
 def _plan(command: str, overrides: list[str], config_dir: Path, multirun: bool) -> tuple[Cluster, Path, list[jobs.Run]]:
     try:
         return jobs.plan(overrides, config_dir, multirun)
-    except SlurmError as error:
+    except JobError as error:
         _fail(command, error)
     except (HydraException, OmegaConfBaseException) as error:
         known = [override for override in overrides if not override.startswith("cluster")]
@@ -75,7 +75,7 @@ def render(
     cluster, home, runs = _plan("render", overrides, config_dir, multirun)
     try:
         typer.echo(jobs.write(cluster, home, runs, template))
-    except (SlurmError, OSError) as error:
+    except (JobError, OSError) as error:
         _fail("render", error)
 
 
@@ -103,11 +103,11 @@ def submit(
             _fail("submit", "nothing was queued. Mend what failed above")
     try:
         script = jobs.write(cluster, home, runs, template)
-    except (SlurmError, OSError) as error:
+    except (JobError, OSError) as error:
         _fail("submit", error)
     try:
         job_id = client.submit(script)
-    except SlurmError as error:
+    except JobError as error:
         _fail("submit", error, status=1)
     jobs.note_submitted(home, runs, job_id)
     typer.echo(job_id)
@@ -121,7 +121,7 @@ def status(folder: Folder) -> None:
     try:
         job_id = jobs.last_job(folder)
         known = client.states(job_id)
-    except (SlurmError, OSError) as error:
+    except (JobError, OSError) as error:
         _fail("status", error)
     for job in known:
         reason = "" if job["Reason"] == "None" else f" ({job['Reason']})"
@@ -152,7 +152,7 @@ def logs(
     """Print the ends of the last attempt's logs: the job's, the driver's, and Ray's of each node."""
     try:
         found = [file for run_dir in jobs.run_dirs_of(folder) for file in sorted(jobs.logs_of(run_dir).glob("*.txt"))]
-    except (SlurmError, OSError) as error:
+    except (JobError, OSError) as error:
         _fail("logs", error)
     # The tool that everybody knows, in place of this process.
     os.execvp("tail", ["tail", "-n", str(lines), *(["-F"] if follow else []), *map(str, found)])
@@ -164,6 +164,6 @@ def cancel(folder: Folder) -> None:
     try:
         job_id = jobs.last_job(folder)
         client.cancel(job_id)
-    except (SlurmError, OSError) as error:
+    except (JobError, OSError) as error:
         _fail("cancel", error)
     typer.echo(f"job {job_id} is cancelled")

@@ -25,9 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from cfpo_verl import sites
 from cfpo_verl.run_dir import package_versions
+from cfpo_verl.sites import JobError
 from cfpo_verl.slurm import cluster as clusters
 from cfpo_verl.slurm.cluster import Cluster
-from cfpo_verl.slurm.errors import SlurmError
 from cfpo_verl.slurm.script import Job, render
 from cfpo_verl.train import compose
 
@@ -65,15 +65,16 @@ def plan(overrides: Sequence[str], config_dir: Path, multirun: bool) -> tuple[Cl
         The cluster, the folder of the script, and the runs: one, or the points of a sweep.
 
     Raises:
-        SlurmError: If the cluster or a folder does not fit.
+        JobError: If the cluster or a folder does not fit.
         HydraException: If an override does not fit.
     """
     sites.check_chosen(clusters.GROUP, overrides)
     points = _points(overrides) if multirun else [list(overrides)]
-    runs, cluster = [], None
+    runs: list[Run] = []
+    cluster: Cluster | None = None
     for point in points:
         config = compose(sites.choose(clusters.GROUP, point, config_dir))
-        cluster = clusters.from_config(config)
+        cluster = sites.read(clusters.GROUP, config)
         varied = [override for override in point if override not in overrides]
         run_dir = Path(config.run_dir).absolute()
         if varied and not any(override.startswith("run_dir=") for override in varied):
@@ -84,9 +85,9 @@ def plan(overrides: Sequence[str], config_dir: Path, multirun: bool) -> tuple[Cl
         runs.append(Run(point, config, run_dir, ray_cpus))
     assert cluster is not None
     if len({run.run_dir for run in runs}) < len(runs):
-        raise SlurmError(f"several points of the sweep have run_dir={runs[0].run_dir}. Leave run_dir out, or vary it")
+        raise JobError(f"several points of the sweep have run_dir={runs[0].run_dir}. Leave run_dir out, or vary it")
     if len({_shape(run.config) for run in runs}) > 1:
-        raise SlurmError(
+        raise JobError(
             "the points of the sweep differ in trainer.nnodes or n_gpus_per_node, and the jobs of an array are alike. "
             "Submit them one by one"
         )
@@ -114,7 +115,7 @@ def make_job(cluster: Cluster, home: Path, runs: Sequence[Run]) -> Job:
     """Say what the script of these runs needs of the cluster.
 
     Raises:
-        SlurmError: If the GPUs that the run needs do not make whole nodes.
+        JobError: If the GPUs that the run needs do not make whole nodes.
     """
     config = runs[0].config
     sweep = [run.run_dir for run in runs] if home != runs[0].run_dir else []
@@ -135,7 +136,7 @@ def write(cluster: Cluster, home: Path, runs: Sequence[Run], template: Path | No
     """Write the script, and for each run its config and its manifest; return the script's path.
 
     Raises:
-        SlurmError: If a job of one of the folders may still be running, or the template does not work.
+        JobError: If a job of one of the folders may still be running, or the template does not work.
     """
     script = render(cluster, make_job(cluster, home, runs), template)
     for folder in {home, *(run.run_dir for run in runs)}:
@@ -188,11 +189,11 @@ def last_job(folder: Path) -> str:
     """Return the id of the job that was last submitted for a folder.
 
     Raises:
-        SlurmError: If there is none.
+        JobError: If there is none.
     """
     file = folder / _FOLDER / JOBS
     if not file.is_file():
-        raise SlurmError(f"{folder}: no job was submitted for it (no {_FOLDER}/{JOBS}). Give the run_dir of one")
+        raise JobError(f"{folder}: no job was submitted for it (no {_FOLDER}/{JOBS}). Give the run_dir of one")
     records: list[Mapping[str, Any]] = [json.loads(line) for line in file.read_text().splitlines()]
     return str(records[-1]["job_id"])
 
@@ -201,11 +202,11 @@ def logs_of(folder: Path) -> Path:
     """Return the folder with the logs of the last attempt.
 
     Raises:
-        SlurmError: If no attempt has started.
+        JobError: If no attempt has started.
     """
     attempts = list((folder / _FOLDER).glob("job-*/attempt-*"))
     if not attempts:
-        raise SlurmError(f"{folder}: no attempt has started yet; see `cfpo-verl slurm status {folder}`")
+        raise JobError(f"{folder}: no attempt has started yet; see `cfpo-verl slurm status {folder}`")
     return max(attempts, key=lambda path: path.stat().st_mtime)
 
 
@@ -215,7 +216,7 @@ def run_dirs_of(folder: Path) -> list[Path]:
         return [folder]
     file = folder / _FOLDER / POINTS
     if not file.is_file():
-        raise SlurmError(f"{folder}: nothing was rendered here (no {_FOLDER}/{CONFIG}). Give the run_dir of a run")
+        raise JobError(f"{folder}: nothing was rendered here (no {_FOLDER}/{CONFIG}). Give the run_dir of a run")
     return [Path(line) for line in file.read_text().splitlines()]
 
 
@@ -223,6 +224,6 @@ def last_words(run_dir: Path) -> str:
     """Return the last line that the batch script wrote, "" before there is one."""
     try:
         lines = (logs_of(run_dir) / "job.txt").read_text(errors="replace").splitlines()
-    except (SlurmError, FileNotFoundError):
+    except (JobError, FileNotFoundError):
         return ""
     return lines[-1] if lines else ""

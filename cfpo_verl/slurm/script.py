@@ -9,9 +9,8 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, TemplateError
 
 from cfpo_verl import __version__, run_dir
-from cfpo_verl.sites import RAY_ENVIRONMENT
+from cfpo_verl.sites import RAY_ENVIRONMENT, JobError
 from cfpo_verl.slurm.cluster import Cluster
-from cfpo_verl.slurm.errors import SlurmError
 from cfpo_verl.train import STOPPED_ON_REQUEST
 
 TEMPLATE = "job.sbatch.j2"
@@ -108,7 +107,7 @@ def render(cluster: Cluster, job: Job, template: Path | None = None) -> str:
         template: A template of the user's own instead of ours; it may extend ours.
 
     Raises:
-        SlurmError: If the template cannot be read, or asks for something that there is not.
+        JobError: If the template cannot be read, or asks for something that there is not.
     """
     ours = PackageLoader("cfpo_verl.slurm")
     loader = ours if template is None else ChoiceLoader([ours, FileSystemLoader(template.absolute().parent)])
@@ -147,6 +146,6 @@ def render(cluster: Cluster, job: Job, template: Path | None = None) -> str:
     try:
         return environment.get_template(template.name if template else TEMPLATE).render(values)
     except (TemplateError, OSError) as error:
-        raise SlurmError(
+        raise JobError(
             f"template {template or TEMPLATE}: {type(error).__name__}: {error}. See docs/slurm.md for what it may use"
         ) from error
