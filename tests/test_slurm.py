@@ -12,8 +12,8 @@ import pytest
 
 from cfpo_verl import config_groups, sites, train
 from cfpo_verl.sites import JobError
+from cfpo_verl.slurm import client, jobs, wait
 from cfpo_verl.slurm import cluster as clusters
-from cfpo_verl.slurm import jobs, wait
 from cfpo_verl.slurm.cluster import Cluster, Container, check, check_run_dir
 from cfpo_verl.slurm.script import render, sbatch_options
 
@@ -221,6 +221,19 @@ def test_sweep_is_an_array_with_a_folder_for_each_point(site, tmp_path):
     assert jobs.run_dirs_of(home) == [run.run_dir for run in runs]
     jobs.note_submitted(home, runs, "7")
     assert [jobs.last_job(folder) for folder in (home, runs[0].run_dir, runs[3].run_dir)] == ["7", "7_0", "7_3"]
+
+
+def test_a_folder_is_used_again_once_its_job_has_ended(site, tmp_path, monkeypatch):
+    arguments = ["experiment=gsm8k_1gpu", "cluster=mysite", f"run_dir={tmp_path}/run"]
+    made = jobs.plan(arguments, site("scratch_dir: /local"), False)
+    script = jobs.write(*made).read_text()
+    jobs.note_submitted(made[1], made[2], "7")
+    monkeypatch.setattr(client, "state_if_active", {"7": "PENDING"}.get)
+    with pytest.raises(JobError, match=r"its job 7 is PENDING.*Choose another run_dir, or end it"):
+        jobs.write(*made)
+    assert (tmp_path / "run" / "slurm" / "job.sbatch").read_text() == script
+    monkeypatch.setattr(client, "state_if_active", {}.get)
+    jobs.write(*made)
 
 
 def test_points_of_a_sweep_must_be_alike(site):

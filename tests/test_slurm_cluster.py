@@ -5,6 +5,7 @@ Three jobs train with verl, the others have a driver that uses Ray alone. All jo
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -190,12 +191,15 @@ def ray_only(cluster):
         "left": Job(cluster, "left", driver=WEIGHTS),
         "right": Job(cluster, "right", driver=WEIGHTS),
     }
+    waiting = jobs["absent"]
+    again = ["experiment=cpu_quickstart", "trainer.nnodes=2", "cluster=absent", f"run_dir={waiting.run_dir}"]
+    refused = waiting.command("render", *again)
     array = _submit_sweep(cluster)
     for job in jobs.values():
         job.end(300)
     cluster.wait_until(lambda: set(states_of(cluster, array)) <= set(ENDED), 300, "an end of the sweep")
     assert_nothing_is_left(cluster)
-    return {**jobs, "array": array}
+    return {**jobs, "array": array, "refused": refused}
 
 
 def _submit_sweep(cluster: SlurmCluster) -> str:
@@ -240,6 +244,12 @@ def test_a_node_that_never_comes_up_is_named_at_the_deadline(ray_only, cluster):
     ended = cluster.job(job.id)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "69:0", "0"), job.logs()
     assert "1 of 2 nodes have not joined within 30 s: n2 (not there)" in job.log("job.txt")
+
+
+def test_the_folder_of_a_job_that_has_not_ended_is_left_alone(ray_only):
+    refused, job = ray_only["refused"], ray_only["absent"]
+    assert refused.returncode == 2
+    assert re.search(rf"its job {job.id} is (PENDING|RUNNING), and would read what is written now", refused.stderr)
 
 
 def test_a_node_that_cannot_start_ray_fails_the_job_at_once(ray_only, cluster):

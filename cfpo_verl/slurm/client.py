@@ -7,6 +7,11 @@ from pathlib import Path
 
 from cfpo_verl.sites import JobError
 
+_ENDED = {
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL", "REVOKED"),
+    "PREEMPTED",
+}
+
 
 def _run(command: Sequence[str | Path]) -> str:
     program = str(command[0])
@@ -40,6 +45,13 @@ def states(job_id: str) -> list[dict[str, str]]:
             return []
         raise
     return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown.splitlines() if line]
+
+
+def state_if_active(job_id: str) -> str | None:
+    """Return the state of a job that has not ended; None if it has, or if SLURM cannot be asked here."""
+    if shutil.which("scontrol") is None:
+        return None
+    return next((job["JobState"] for job in states(job_id) if job["JobState"] not in _ENDED), None)
 
 
 def cancel(job_id: str) -> None:

@@ -93,7 +93,9 @@ def submit(
 ) -> None:
     """Render, check the run as `cfpo-verl doctor --elsewhere` does, queue it, and print the job's id."""
     cluster, home, runs = _plan("submit", overrides, config_dir, multirun)
-    for run in runs:
+    for number, run in enumerate(runs, start=1):
+        if len(runs) > 1:
+            typer.echo(f"checking {number} of {len(runs)}: {run.run_dir.name}", err=True)
         os.environ.update(doctor.worker_env(run.config))
         findings = [finding for finding in doctor.examine(run.config, elsewhere=True) if finding.status != "ok"]
         if findings:
@@ -109,8 +111,11 @@ def submit(
         job_id = client.submit(script)
     except JobError as error:
         _fail("submit", error, status=1)
-    jobs.note_submitted(home, runs, job_id)
     typer.echo(job_id)
+    try:
+        jobs.note_submitted(home, runs, job_id)
+    except OSError as error:
+        _fail("submit", f"job {job_id} is queued, but could not be noted in its folder: {error}", status=1)
     for what in ("status", "logs -f", "cancel"):
         typer.echo(f"cfpo-verl slurm {what} {home}", err=True)
 

@@ -13,7 +13,7 @@ A folder may have had several jobs, and a job several attempts.
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from cfpo_verl import sites
 from cfpo_verl.run_dir import package_versions
 from cfpo_verl.sites import JobError
+from cfpo_verl.slurm import client
 from cfpo_verl.slurm import cluster as clusters
 from cfpo_verl.slurm.cluster import Cluster
 from cfpo_verl.slurm.script import Job, render
@@ -136,8 +137,9 @@ def write(cluster: Cluster, home: Path, runs: Sequence[Run], template: Path | No
     """Write the script, and for each run its config and its manifest; return the script's path.
 
     Raises:
-        JobError: If a job of one of the folders may still be running, or the template does not work.
+        JobError: If a job of one of the folders has not ended, or the template does not work.
     """
+    _check_idle({home, *(run.run_dir for run in runs)})
     script = render(cluster, make_job(cluster, home, runs), template)
     for folder in {home, *(run.run_dir for run in runs)}:
         (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
@@ -158,6 +160,19 @@ def write(cluster: Cluster, home: Path, runs: Sequence[Run], template: Path | No
     path = home / _FOLDER / SCRIPT
     _replace(path, script)
     return path
+
+
+def _check_idle(folders: Iterable[Path]) -> None:
+    """Refuse folders with a job that has not ended: it would read the new config, and two would train into one."""
+    for folder in folders:
+        if not (folder / _FOLDER / JOBS).is_file():
+            continue
+        job_id = last_job(folder)
+        if state := client.state_if_active(job_id):
+            raise JobError(
+                f"run_dir={folder}: its job {job_id} is {state}, and would read what is written now. Choose another "
+                f"run_dir, or end it: cfpo-verl slurm cancel {folder}"
+            )
 
 
 def _sha256(text: str) -> str:
