@@ -106,6 +106,18 @@ def test_unknown_sources(config, tmp_path):
     assert "verl has no reward function for data_source 'arithmetic'" in problems[1]
 
 
+def test_a_reward_of_verl_that_lacks_a_package(config, tmp_path, monkeypatch):
+    config.data.train_files = rows_of(tmp_path, "known.parquet", Problem("1+1=", "2"), source="openai/gsm8k")
+    config.reward.custom_reward_function.path = None
+
+    def lacking(*_arguments):
+        raise ModuleNotFoundError("No module named 'pyext'")
+
+    monkeypatch.setattr("verl.utils.reward_score.default_compute_score", lacking)
+    problem = failed(data.check_data(config))[0]
+    assert "verl cannot import (No module named 'pyext') its reward function for data_source 'openai/gsm8k'" in problem
+
+
 @pytest.mark.parametrize("source", ["openai/gsm8k", "HuggingFaceH4/MATH-500", "math_dapo", "codecontests"])
 def test_sources_that_verl_knows(config, tmp_path, source):
     file = rows_of(tmp_path, "known.parquet", Problem("1+1=", "2"), source=source)

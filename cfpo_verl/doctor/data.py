@@ -90,11 +90,10 @@ def _check_sources(file: Path, sources: list[str], config: DictConfig) -> Iterat
                 "Prepare the data with `cfpo-verl data prepare`, or see docs/rewards.md",
             )
     elif path is None and not config.reward.reward_model.enable:
-        unknown = [source for source in sources if not _verl_has_a_reward_for(source)]
-        if unknown:
+        reasons = {source: reason for source in sources if (reason := _why_verl_cannot_score(source))}
+        for source, reason in list(reasons.items())[:1]:
             yield failed(
-                f"{file}: verl has no reward function for data_source {unknown[0]!r}: every response would fail, after "
-                "the first rollout",
+                f"{file}: {reason} data_source {source!r}: every response would fail, after the first rollout",
                 f"Set reward.custom_reward_function.path={OUR_REWARD}",
             )
 
@@ -107,18 +106,21 @@ def _is_known(source: str) -> bool:
     return True
 
 
-def _verl_has_a_reward_for(source: str) -> bool:
+def _why_verl_cannot_score(source: str) -> str | None:
+    """Say why verl's own reward would fail for a data source, None if it would not."""
     from verl.utils.reward_score import default_compute_score
 
     if _is_known(source) and data_source(source).answer == "unsupported":
-        return True  # verl's, but scored by running code or by search: not tried here
+        return None  # verl's, but scored by running code or by search: not tried here
     try:
         default_compute_score(source, "", "")
     except NotImplementedError:
-        return False
+        return "verl has no reward function for"
+    except ImportError as error:
+        return f"verl cannot import ({error}) its reward function for"
     except Exception:
-        return True  # it is there, and does not like an empty answer
-    return True
+        return None  # it is there, and does not like an empty answer
+    return None
 
 
 def check_steps(config: DictConfig) -> Iterator[Finding]:
