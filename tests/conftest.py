@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import hypothesis
 import psutil
@@ -136,6 +137,13 @@ def finished(workplace: Path) -> tuple[Path, subprocess.CompletedProcess[str], s
     result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-5000:]
     return workplace / "run", result, stack_processes() - before
+
+
+def skip_unless_ci(reason: str) -> NoReturn:
+    """Skip a test for what this machine lacks; where everything has to be there, fail."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"cannot be tested: {reason}")
+    pytest.skip(reason)
 
 
 def shared_data(name: str) -> Path:

@@ -4,6 +4,7 @@ import os
 import shutil
 
 import pytest
+from conftest import skip_unless_ci
 from report_runs import HOSTILE, config, metrics, steps, write_dump, write_evaluation, write_run
 
 from cfpo_verl.report.build import collect
@@ -24,10 +25,7 @@ WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
-        reason = "needs Debian's chromium: `make system-deps` installs it as root"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        skip_unless_ci("needs Debian's chromium: `make system-deps` installs it as root")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
