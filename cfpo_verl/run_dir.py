@@ -14,7 +14,7 @@ verl's logger opens its file anew, so every attempt (a resumed or repeated run) 
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,20 @@ def metrics_path(run_dir: Path, attempt: int) -> Path:
 def log_path(run_dir: Path, attempt: int) -> Path:
     """Return the log file of one attempt."""
     return run_dir / f"log.{attempt}.txt"
+
+
+def point_dir(run_dir: str, overrides: Sequence[str]) -> str:
+    """Return the folder of one run of a sweep: two runs in one folder would be taken for attempts at the same.
+
+    Args:
+        run_dir: What it would be without the sweep.
+        overrides: What tells the run from the others.
+
+    Example:
+        >>> point_dir("runs/a", ["seed=1", "policy_model=org/name"])
+        'runs/a_seed=1,policy_model=org_name'
+    """
+    return f"{run_dir}_{','.join(overrides).replace('/', '_')}"
 
 
 def stop_request_path(run_dir: Path) -> Path:

@@ -254,12 +254,12 @@ def explain(message: str, overrides: list[str]) -> str:
 
 
 def _separate_runs(config: DictConfig) -> None:
-    """Give each run of a --multirun a folder of its own: two runs in one would be taken for attempts at the same."""
+    """Give each run of a --multirun a folder of its own."""
     hydra_config = HydraConfig.get()
     chosen = [override for override in hydra_config.overrides.task if not override.startswith("experiment=")]
     if hydra_config.mode != RunMode.MULTIRUN or any(override.startswith("run_dir=") for override in chosen):
         return
-    config.run_dir = f"{config.run_dir}_{','.join(chosen).replace('/', '_')}"
+    config.run_dir = run_dir.point_dir(config.run_dir, chosen)
 
 
 class RunEndedError(RuntimeError):

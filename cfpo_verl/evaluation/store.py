@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cfpo_verl.evaluation.sets import EvaluationError
+from cfpo_verl.files import write_atomically
 
 SETTINGS, RESPONSES = "settings.json", "responses.jsonl"
 GENERATIONS, SUMMARY, LOG = "generations.parquet", "summary.json", "log.txt"
@@ -53,16 +54,6 @@ class Response(NamedTuple):
     text: str
     tokens: int
     finish_reason: str
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is either the old or the new one, never half of it."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def begin(out: Path, settings: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """`cfpo-verl k8s`: render a RayJob."""
 
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -9,6 +8,7 @@ import typer
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from cfpo_verl.files import write_atomically
 from cfpo_verl.k8s import jobs
 from cfpo_verl.sites import JobError
 from cfpo_verl.train import explain
@@ -50,9 +50,7 @@ def render(
     try:
         text = jobs.render(*jobs.plan(overrides, config_dir))
         if out is not None:
-            new = out.with_name(f".{out.name}.new")
-            new.write_text(text)
-            os.replace(new, out)
+            write_atomically(out, text)
     except (JobError, OSError) as error:
         _fail(error)
     except (HydraException, OmegaConfBaseException) as error:

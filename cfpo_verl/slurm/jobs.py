@@ -12,7 +12,6 @@ A folder may have had several jobs, and a job several attempts.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +23,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from cfpo_verl import sites
-from cfpo_verl.run_dir import package_versions
+from cfpo_verl.files import write_atomically
+from cfpo_verl.run_dir import package_versions, point_dir
 from cfpo_verl.sites import JobError
 from cfpo_verl.slurm import client
 from cfpo_verl.slurm import cluster as clusters
@@ -79,7 +79,7 @@ def plan(overrides: Sequence[str], config_dir: Path, multirun: bool) -> tuple[Cl
         varied = [override for override in point if override not in overrides]
         run_dir = Path(config.run_dir).absolute()
         if varied and not any(override.startswith("run_dir=") for override in varied):
-            run_dir = run_dir.with_name(f"{run_dir.name}_{','.join(varied).replace('/', '_')}")
+            run_dir = Path(point_dir(str(run_dir), varied))
         clusters.check_run_dir(cluster, run_dir)
         config.run_dir = str(run_dir)
         ray_cpus = sites.join_ray(config)
@@ -145,7 +145,7 @@ def write(cluster: Cluster, home: Path, runs: Sequence[Run], template: Path | No
         (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
     for run in runs:
         text = OmegaConf.to_yaml(run.config, resolve=True)
-        _replace(run.run_dir / _FOLDER / CONFIG, text)
+        write_atomically(run.run_dir / _FOLDER / CONFIG, text)
         manifest = {
             "overrides": list(run.overrides),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -154,11 +154,11 @@ def write(cluster: Cluster, home: Path, runs: Sequence[Run], template: Path | No
             "script": str(home / _FOLDER / SCRIPT),
             "versions": package_versions(),
         }
-        _replace(run.run_dir / _FOLDER / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        write_atomically(run.run_dir / _FOLDER / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     if home not in [run.run_dir for run in runs]:
-        _replace(home / _FOLDER / POINTS, "".join(f"{run.run_dir}\n" for run in runs))
+        write_atomically(home / _FOLDER / POINTS, "".join(f"{run.run_dir}\n" for run in runs))
     path = home / _FOLDER / SCRIPT
-    _replace(path, script)
+    write_atomically(path, script)
     return path
 
 
@@ -177,12 +177,6 @@ def _check_idle(folders: Iterable[Path]) -> None:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _replace(path: Path, text: str) -> None:
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text)
-    os.replace(new, path)
 
 
 def note_submitted(home: Path, runs: Sequence[Run], job_id: str) -> None:
