@@ -178,7 +178,7 @@ arrive("done")
 
 @pytest.fixture(scope="module")
 def ray_only(cluster):
-    """Six jobs at once, and what was left when they had ended."""
+    """Eight jobs and a sweep at once, and what was left when they had ended."""
     (cluster.shared / "barrier").mkdir()
     on_n2 = "if [ $(hostname) = n2 ]; then {}; fi"
     jobs = {
@@ -186,6 +186,8 @@ def ray_only(cluster):
         "absent": Job(cluster, "absent", driver=RAY_ONLY, setup=[PATH, on_n2.format("sleep 300")], nodes_deadline_s=30),
         "broken": Job(cluster, "broken", driver=RAY_ONLY, setup=[PATH, on_n2.format("echo no module here; false")]),
         "elsewhere": Job(cluster, "elsewhere", driver=RAY_ONLY),
+        "spent": Job(cluster, "spent", driver="raise SystemExit(75)", max_requeues=0),
+        "cancelled": Job(cluster, "cancelled", driver=RAY_ONLY + "import time; time.sleep(600)\n"),
         "left": Job(cluster, "left", driver=WEIGHTS),
         "right": Job(cluster, "right", driver=WEIGHTS),
     }
@@ -193,6 +195,9 @@ def ray_only(cluster):
     again = ["experiment=cpu_quickstart", "trainer.nnodes=2", "cluster=absent", f"run_dir={waiting.run_dir}"]
     refused = waiting.command("render", *again)
     array = _submit_sweep(cluster)
+    cancelled = jobs["cancelled"]
+    cancelled.wait_until(lambda: "tasks" in cancelled.log("driver.txt"), 120, "work in the job to cancel")
+    assert cancelled.command("cancel", str(cancelled.run_dir)).returncode == 0
     for job in jobs.values():
         job.end(300)
     cluster.wait_until(lambda: set(states_of(cluster, array)) <= set(ENDED), 300, "an end of the sweep")
@@ -237,6 +242,19 @@ def test_exit_status_of_a_failing_driver_is_the_jobs(ray_only, cluster):
     assert "the driver ended with status 7" in job.command("logs", str(job.run_dir)).stdout
 
 
+def test_a_job_that_may_not_queue_itself_again_says_so(ray_only, cluster):
+    job = ray_only["spent"]
+    ended = cluster.job(job.id)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "75:0", "0"), job.logs()
+    assert "Not queued again: max_requeues=0 is reached. Submit again to go on" in job.log("job.txt")
+
+
+def test_a_cancelled_job_ends_all_that_it_started(ray_only, cluster):
+    job = ray_only["cancelled"]
+    assert cluster.state(job.id) == "CANCELLED"
+    assert "terminated by SLURM" in job.log("job.txt")
+
+
 def test_a_node_that_never_comes_up_is_named_at_the_deadline(ray_only, cluster):
     job = ray_only["absent"]
     ended = cluster.job(job.id)
@@ -275,8 +293,11 @@ def test_two_jobs_on_the_same_nodes_do_not_meet(ray_only, cluster):
         lines = [line for line in job.log("driver.txt").splitlines() if line.startswith("received")]
         # Each node of each job got 20 tensors with the number of its own job.
         assert sorted(lines) == [f"received {node} [{float(job.id)}] 20" for node in NODES], job.logs()
-    addresses = [line for job in jobs for line in job.log("driver.txt").splitlines() if line.startswith("gcs")]
-    assert len(set(addresses)) == 2
+        # A block of 400 ports below those that the kernel gives to anyone, found from the job's number.
+        ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        first = 10000 if ephemeral >= 20000 else 2000
+        port = first + int(job.id) % ((ephemeral - first) // 400) * 400
+        assert re.search(rf"^gcs 10\.98\.\d+\.1:{port}$", job.log("driver.txt"), re.MULTILINE), job.logs()
 
 
 def test_each_job_of_a_sweep_has_its_own_run(ray_only, cluster):
