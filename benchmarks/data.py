@@ -30,13 +30,13 @@ import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from benchmarks.tables import print_rows
 from cfpo_verl.data_prep import dapo_math_17k
 from cfpo_verl.data_prep.decontaminate import NGRAM_WORDS, decontaminate
 from cfpo_verl.data_prep.prepare import prepare
 from cfpo_verl.data_prep.schema import SCHEMA, Problem, to_row
 from cfpo_verl.data_prep.text import words
-
-from benchmarks.tables import print_rows
 
 _BATCH_ROWS = 10000
 # One in so many rows of the training file is a copy of an evaluation problem.

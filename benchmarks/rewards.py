@@ -45,12 +45,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from cfpo_verl.data_prep.answers import stated
 from pebble import ProcessPool
 from rich.markup import escape
 from rich.progress import track
 
 from benchmarks.tables import print_rows
+from cfpo_verl.data_prep.answers import stated
 from cfpo_verl.data_sources import data_source
 from cfpo_verl.rewards import compute_score, compute_score_async
 from cfpo_verl.rewards.answers import canonical_answer, parse_number, read

@@ -6,7 +6,6 @@ from typing import Any
 
 from cfpo_verl.data_prep.schema import Problem
 from cfpo_verl.data_prep.source import Dropped
-
 from cfpo_verl.rewards.answers import canonical_answer, parse_number
 from cfpo_verl.rewards.extract import last_boxed
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from cfpo_verl.data_prep.prepare import NEAR_DUPLICATES, Options, prepare
 from cfpo_verl.data_prep.schema import DataError
 from cfpo_verl.data_prep.source import Source

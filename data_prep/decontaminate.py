@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
 from cfpo_verl.data_prep.schema import DataError, check_file, holds_null
 from cfpo_verl.data_prep.text import words
 from cfpo_verl.data_prep.writing import sha256

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
 from cfpo_verl.data_prep.reading import BATCH_ROWS, distinct, row_hashes
 from cfpo_verl.data_prep.schema import DataError, Problem
 from cfpo_verl.data_prep.source import Dropped, Source
 from cfpo_verl.data_prep.text import fingerprint, normalise
-
 from cfpo_verl.rewards import unfit_gold
 from cfpo_verl.rewards.answers import canonical_answer
 
@@ -36,8 +36,8 @@ def extract(row: Mapping[str, Any], source: Source) -> Extracted:
     """Read one row of a source."""
     try:
         problem = source.to_problem(row)
-    except Dropped as reason:
-        return Extracted(str(reason), Problem("", ""))
+    except Dropped as dropped:
+        return Extracted(str(dropped), Problem("", ""))
     unfit = unfit_gold(problem.data_source or source.data_source, problem.answer)
     reason = f"answer {unfit}" if unfit else ""
     return Extracted(reason, problem, fingerprint(normalise(problem.question)), canonical_answer(problem.answer))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, check_file
 from cfpo_verl.data_prep.writing import put_in_place, renumber, sha256
 

@@ -6,8 +6,9 @@ MinHash: Broder, "On the resemblance and containment of documents" (1997). Bandi
 
 from collections.abc import Callable, Sequence
 
-from cfpo_verl.data_prep.text import normalise, quantities, words
 from rensa import RMinHash, RMinHashLSH
+
+from cfpo_verl.data_prep.text import normalise, quantities, words
 
 # Problems are short: with three words, one word changed among forty leaves a similarity of 0.85.
 _GRAM_WORDS = 3

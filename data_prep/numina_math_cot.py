@@ -10,7 +10,6 @@ from typing import Any
 from cfpo_verl.data_prep.answers import columns, in_last_box
 from cfpo_verl.data_prep.schema import Problem
 from cfpo_verl.data_prep.source import Source
-
 from cfpo_verl.data_sources import DATA_SOURCES
 
 _read = columns("problem", "solution", in_last_box)

@@ -10,7 +10,6 @@ from typing import Any
 from cfpo_verl.data_prep.answers import asked, stated
 from cfpo_verl.data_prep.schema import Problem
 from cfpo_verl.data_prep.source import Dropped, Source
-
 from cfpo_verl.rewards.answers import has_words
 
 

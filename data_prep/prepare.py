@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
 from cfpo_verl.data_prep.extracting import Extracted, extract_here, extract_with_ray
 from cfpo_verl.data_prep.near_duplicates import find_near_duplicates
 from cfpo_verl.data_prep.reading import BATCH_ROWS, read_batches
@@ -21,7 +22,6 @@ from cfpo_verl.data_prep.source import Source, template_text
 from cfpo_verl.data_prep.text import fingerprint, normalise
 from cfpo_verl.data_prep.tokens import token_counter
 from cfpo_verl.data_prep.writing import put_in_place, renumber, sha256, write_tables
-
 from cfpo_verl.rewards.answers import canonical_answer
 
 # Of the runs of three words; what it finds in real data is in docs/data.md.

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
 from cfpo_verl.data_prep.schema import DataError
 from cfpo_verl.data_prep.source import Source
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from cfpo_verl.data_prep.text import fingerprint, normalise
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from cfpo_verl.data_prep.schema import DataError, check_file, holds_null
 
+from cfpo_verl.data_prep.schema import DataError, check_file, holds_null
 from cfpo_verl.rewards.answers import parse_number
 
 BATCH_ROWS = 20_000

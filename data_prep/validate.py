@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from cfpo_verl.data_prep.schema import SCHEMA, DataError, check_file, holds_null
 
+from cfpo_verl.data_prep.schema import SCHEMA, DataError, check_file, holds_null
 from cfpo_verl.data_sources import DATA_SOURCES
 from cfpo_verl.rewards import unfit_gold
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, check_file, to_row
 
 

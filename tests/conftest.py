@@ -12,9 +12,9 @@ from typing import NoReturn
 import hypothesis
 import psutil
 import pytest
-from cfpo_verl.data_prep import arithmetic
 
 from cfpo_verl.config_groups import platform_env
+from cfpo_verl.data_prep import arithmetic
 
 PROJECT = Path(__file__).parents[1]
 SHARED_DATA = PROJECT.parent / "shared" / "data"
@@ -99,10 +99,9 @@ SMALL = [
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data and a model that is sometimes right, as `make quickstart` lays them out."""
+    from cfpo_verl import warmup
     from cfpo_verl.data_prep.schema import Problem, read_problems
     from cfpo_verl.data_prep.writing import write_train_and_test
-
-    from cfpo_verl import warmup
 
     folder = tmp_path_factory.mktemp("stack")
     # Every answer is the same, so the warm-up takes seconds.

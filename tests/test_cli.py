@@ -1,6 +1,7 @@
 """The console script: help with examples, results on stdout, errors with exit status 2."""
 
 import pytest
+
 from cfpo_verl.data_prep.schema import read_problems
 
 

@@ -9,6 +9,7 @@ import types
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from cfpo_verl.data_prep import arithmetic, few_shot_sums, reasoning_gym_tasks
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, check_file, read_problems, to_row, write_rows
 from cfpo_verl.data_prep.text import fingerprint

@@ -6,6 +6,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from cfpo_verl.data_prep import mix, stats, validate
 from cfpo_verl.data_prep.mix import Part
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, to_row, write_rows

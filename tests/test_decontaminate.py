@@ -7,15 +7,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import shared_data
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cfpo_verl.data_prep import decontaminate as module
 from cfpo_verl.data_prep import gsm8k
 from cfpo_verl.data_prep.decontaminate import EvaluationIndex, Match, decontaminate, read_problem_texts
 from cfpo_verl.data_prep.prepare import Options, prepare
 from cfpo_verl.data_prep.schema import DataError
 from cfpo_verl.data_prep.text import words
-from conftest import shared_data
-from hypothesis import given
-from hypothesis import strategies as st
 
 INSTRUCTION = "Think step by step, then write the final answer, a plain number, after ####."
 

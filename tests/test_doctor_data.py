@@ -2,11 +2,11 @@
 
 import pyarrow.parquet as pq
 import pytest
-from cfpo_verl.data_prep.schema import Problem, to_row, write_rows
 from doctor_configs import failed, gpu_config, ok, quickstart, warnings
 from omegaconf import open_dict
 
 from cfpo_verl import warmup
+from cfpo_verl.data_prep.schema import Problem, to_row, write_rows
 from cfpo_verl.doctor import data
 
 

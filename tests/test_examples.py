@@ -9,10 +9,11 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from cfpo_verl.data_prep.sources import SOURCES
 from conftest import PROJECT
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cfpo_verl.data_prep.sources import SOURCES
 
 EXPORT = PROJECT / "examples" / "smollm2" / "export.py"
 

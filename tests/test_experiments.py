@@ -4,7 +4,6 @@ import itertools
 import json
 
 import pytest
-from cfpo_verl.data_prep.sources import SOURCES
 from conftest import PROJECT
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
@@ -20,6 +19,7 @@ from benchmarks.combinations import composing, product_overrides, refusal
 from cfpo_verl import combinations
 from cfpo_verl.config import ClippingFreeLossConfig
 from cfpo_verl.config_groups import names
+from cfpo_verl.data_prep.sources import SOURCES
 from cfpo_verl.experiments import find
 
 CONFIGS = PROJECT / "hydra_configs"

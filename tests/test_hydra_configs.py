@@ -2,13 +2,12 @@
 
 import subprocess
 import sys
-import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import hydra
 import pytest
-from conftest import PROJECT, clean_environment
+from conftest import clean_environment
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
@@ -150,13 +149,6 @@ def test_our_groups_do_not_hide_verls():
     assert not ours & verls
     # Single files stand beside verl's too.
     assert not {path.name for path in OUR_CONFIG_DIR.glob("*.yaml")} & {path.name for path in VERL_CONFIG_DIR.iterdir()}
-
-
-def test_every_folder_of_configs_is_packaged():
-    packages = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {path.parent.relative_to(OUR_CONFIG_DIR) for path in OUR_CONFIG_DIR.rglob("*.yaml")}
-    expected = {".".join(("cfpo_verl.hydra_configs", *folder.parts)) for folder in folders}
-    assert expected == {name for name in packages if name.startswith("cfpo_verl.hydra_configs")}
 
 
 def test_search_path_names_verls_folder_and_ours(run_cli):

@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from conftest import shared_data
+
 from cfpo_verl.data_prep import near_duplicates
 from cfpo_verl.data_prep.near_duplicates import find_near_duplicates, jaccard, word_grams
 from cfpo_verl.data_prep.text import quantities
-from conftest import shared_data
 
 STORY = (
     "Tom went to the market with his sister on a sunny morning and bought {} red apples and {} ripe pears for the "

@@ -4,10 +4,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import PROJECT, clean_environment
+from mypy.modulefinder import FindModuleCache, SearchPaths
 
 COMPOSE = """
 import hydra, sys, cfpo_verl, cfpo_verl.train
@@ -21,7 +24,7 @@ print(config.actor_rollout_ref.actor.policy_loss._target_, config.data.train_bat
 for module in ("cfpo_verl", "cfpo_verl.data_prep.schema", "cfpo_verl.hydra_configs", plugin.__module__):
     __import__(module)
     print(sys.modules[module].__file__)
-for name in ("py.typed", "report/page/page.html", "report/page/page.css", "report/page/page.js"):
+for name in ("py.typed", "report/assets/page.html", "report/assets/page.css", "report/assets/page.js"):
     print(files("cfpo_verl") / name)
 """
 
@@ -33,17 +36,62 @@ def check_call(*command: str | Path, **kwargs) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+def archives(tmp_path_factory) -> tuple[Path, Path]:
+    """The sdist, and the wheel that is built from it."""
     out = tmp_path_factory.mktemp("dist")
     source = tmp_path_factory.mktemp("source")
-    # From a copy of what a build reads, so that no leftovers of the checkout get in.
+    # From a copy of what a build reads, links as links, so that no leftovers of the checkout get in.
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, source)
     for name in ("cfpo_verl", "data_prep", "hydra_configs", "hydra_plugins"):
-        shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    check_call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source)
-    [path] = out.glob("*.whl")
-    return path
+        shutil.copytree(PROJECT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    check_call(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source)
+    [sdist], [wheel] = out.glob("*.tar.gz"), out.glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(archives) -> Path:
+    return archives[1]
+
+
+def test_both_archives_have_every_file_of_the_package(archives):
+    sdist, wheel = archives
+    files = {
+        path.relative_to(PROJECT).as_posix()
+        for folder in ("cfpo_verl", "cfpo_verl/data_prep", "cfpo_verl/hydra_configs", "hydra_plugins")
+        for path in (PROJECT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {"cfpo_verl/data_prep/gsm8k.py", "cfpo_verl/hydra_configs/algo/grpo.yaml"} <= files
+    with zipfile.ZipFile(wheel) as archive:
+        assert {name for name in archive.namelist() if ".dist-info/" not in name} == files
+    with tarfile.open(sdist) as archive:
+        members = {member.name.partition("/")[2]: member for member in archive.getmembers()}
+    assert files <= set(members)
+    assert all(members[name].isfile() for name in files)
+
+
+def test_a_second_checkout_takes_nothing_from_the_first(tmp_path):
+    """Two checkouts share a virtual environment, into which the first one is installed."""
+    for name in ("cfpo_verl", "data_prep", "hydra_configs"):
+        shutil.copytree(PROJECT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    code = "import cfpo_verl, cfpo_verl.data_prep, cfpo_verl.hydra_configs, cfpo_verl.hydra_configs.algo as last\n"
+    code += "print(cfpo_verl.__file__, cfpo_verl.data_prep.__file__, cfpo_verl.hydra_configs.__file__, last.__file__)"
+    environment = clean_environment({"PYTHONPATH": str(tmp_path)})
+    for path in check_call(sys.executable, "-c", code, cwd=tmp_path / "hydra_configs", env=environment).split():
+        assert Path(path).is_relative_to(tmp_path)
+
+
+def test_the_tools_see_data_prep_as_a_part_of_the_package():
+    """The type checker, the doctests and the sorting of imports, none of which says what it leaves out."""
+    modules = FindModuleCache(SearchPaths((str(PROJECT),), (), (), ()), None, None).find_modules_recursive("cfpo_verl")
+    assert {"cfpo_verl.data_prep.gsm8k", "cfpo_verl.hydra_configs.algo"} <= {module.module for module in modules}
+    unsorted = "import rensa\n\nfrom cfpo_verl.data_prep import gsm8k\n\nprint(rensa, gsm8k)\n"
+    command = [sys.executable, "-m", "ruff", "check", "--select", "I", "--stdin-filename", "data_prep/x.py", "-"]
+    check_call(*command, input=unsorted, cwd=PROJECT)
+    collected = check_call(sys.executable, "-m", "pytest", "--collect-only", "-q", "cfpo_verl/data_prep", cwd=PROJECT)
+    assert "cfpo_verl.data_prep.text." in collected
 
 
 def test_wheel_composes_a_config_from_an_empty_folder(wheel, tmp_path):

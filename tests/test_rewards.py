@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cfpo_verl.data_prep.sources import SOURCES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 
 from cfpo_verl import rewards
+from cfpo_verl.data_prep.sources import SOURCES
 from cfpo_verl.data_sources import DATA_SOURCES, data_source
 from cfpo_verl.rewards import canary, compute_score, compute_score_async, unfit_gold, verifier
 from cfpo_verl.rewards.workers import Decision, Limits

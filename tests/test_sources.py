@@ -9,14 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import clean_environment, shared_data
+
 from cfpo_verl.data_prep import dapo_math_17k, gsm8k, math_minus_500, reading
 from cfpo_verl.data_prep.prepare import Options, prepare
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem
 from cfpo_verl.data_prep.source import Source
 from cfpo_verl.data_prep.sources import SOURCES
 from cfpo_verl.data_prep.writing import sha256
-from conftest import clean_environment, shared_data
-
 from cfpo_verl.data_sources import DATA_SOURCES
 from cfpo_verl.rewards import compute_score
 

@@ -1,9 +1,10 @@
 """data_prep.text: the forms in which problems are compared."""
 
 import pytest
-from cfpo_verl.data_prep.text import normalise, quantities, words
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cfpo_verl.data_prep.text import normalise, quantities, words
 
 
 @given(st.text())

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cfpo_verl.data_prep.arithmetic import make_problems
-from cfpo_verl.data_prep.schema import Problem
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cfpo_verl import warmup
+from cfpo_verl.data_prep.arithmetic import make_problems
+from cfpo_verl.data_prep.schema import Problem
 
 # One answer for every problem is learnt in a few steps: the machinery is under test, not arithmetic.
 EASY = [Problem(problem.question, "7") for problem in make_problems(operands=2, seed=0)]

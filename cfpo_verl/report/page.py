@@ -24,7 +24,7 @@ from cfpo_verl.report.table import final_numbers
 
 # Of a longer text the middle is left out: the page stays light, and the answer is at the end.
 _MOST_CHARACTERS = 6000
-_NAMESPACE = "page"
+_FOLDER = "assets"
 
 
 def render(report: Report, refresh_s: float | None = None) -> str:
@@ -38,7 +38,7 @@ def render(report: Report, refresh_s: float | None = None) -> str:
         refresh_s: The page reloads itself so often, None for never.
     """
     environment = Environment(
-        loader=PackageLoader("cfpo_verl.report", _NAMESPACE),
+        loader=PackageLoader("cfpo_verl.report", _FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -96,7 +96,7 @@ def render(report: Report, refresh_s: float | None = None) -> str:
 
 @cache
 def _file(name: str) -> str:
-    return files("cfpo_verl.report").joinpath(_NAMESPACE, name).read_text(encoding="utf-8")
+    return files("cfpo_verl.report").joinpath(_FOLDER, name).read_text(encoding="utf-8")
 
 
 def _colours() -> str:
