@@ -44,7 +44,7 @@ lint: setup
 # Without dependencies and in a folder of its own: the environment stays as it is.
 compat: setup
 	python -m pip install --quiet --no-deps --upgrade --target build/verl-newest verl
-	python -m cfpo_verl.compat build/verl-newest
+	python -m cfpo_verl.upstream build/verl-newest
 
 setup: $(STAMP)
 

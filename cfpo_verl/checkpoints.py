@@ -20,6 +20,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cfpo_verl.errors import UserError
+
 _STEP = re.compile(r"global_step_(\d+)")
 _SHARD = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
 # The name in verl's load_contents, and that of its FSDP shards.
@@ -64,7 +66,7 @@ class Found:
         return step_of(self.path) if self.path else 0
 
 
-class WorldSizeError(ValueError):
+class WorldSizeError(UserError):
     """The checkpoint was saved by another number of ranks than the run has."""
 
     def __init__(self, found: str, way_out: str) -> None:

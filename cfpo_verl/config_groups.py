@@ -4,6 +4,8 @@ from importlib.resources import files
 
 from omegaconf import OmegaConf
 
+from cfpo_verl.errors import UserError
+
 
 def names(group: str) -> list[str]:
     """Return the names that can be chosen in a config group, for example "experiment"."""
@@ -15,10 +17,10 @@ def platform_env(platform: str) -> dict[str, str]:
     """Return {variable: value}, the environment of a platform. Its config file is the only place that has them.
 
     Raises:
-        ValueError: If there is no such platform.
+        UserError: If there is no such platform.
     """
     if platform not in names("platform"):
-        raise ValueError(f"no platform called {platform!r}. Choose one of: {', '.join(names('platform'))}")
+        raise UserError(f"no platform called {platform!r}. Choose one of: {', '.join(names('platform'))}")
     config = OmegaConf.create((files("cfpo_verl.hydra_configs") / "platform" / f"{platform}.yaml").read_text())
     variables = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
     return {str(name): str(value) for name, value in variables.items()}

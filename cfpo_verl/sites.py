@@ -10,15 +10,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from cfpo_verl.composing import verl_config_dir
 from cfpo_verl.doctor.machine import gpus_needed
-from cfpo_verl.train import verl_config_dir
+from cfpo_verl.errors import UserError
 
 # Names of environment variables, and of network interfaces.
 VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 INTERFACE = re.compile(r"[\w.@-]{1,15}", re.ASCII)
 
 
-class JobError(ValueError):
+class JobError(UserError):
     """A job cannot be rendered, submitted or found; the message names the value, the rule and the way out."""
 
 

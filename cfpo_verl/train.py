@@ -1,6 +1,6 @@
 """`cfpo-verl train`: compose the config, check it, hand it to verl's own trainer."""
 
-import difflib
+import argparse
 import os
 import re
 import shutil
@@ -8,25 +8,23 @@ import sys
 import textwrap
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
-from importlib.util import find_spec
 from pathlib import Path
 
 import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-import cfpo_verl.resolvers  # noqa: F401 - what our config files calculate with
 from cfpo_verl import config_groups, doctor, resume, run_dir
 from cfpo_verl.checkpoints import Found, set_aside
+from cfpo_verl.composing import ConfigError, compose, explained, read_config
 from cfpo_verl.doctor import report
 from cfpo_verl.doctor.finding import failed
-from cfpo_verl.doctor.machine import nearest_folder
+from cfpo_verl.errors import UserError
+from cfpo_verl.files import nearest_folder
 from cfpo_verl.processes import ending_what_it_starts
 from cfpo_verl.progress import following
+from cfpo_verl.terminal import last_line
 
 HELP = """\
 usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--dry-run] [--ray] [--cfg job] [--multirun]
@@ -84,20 +82,7 @@ CHOICES = (
 )
 
 
-def verl_config_dir() -> str:
-    """Find verl's YAML files without importing verl, which would settle its platform."""
-    spec = find_spec("verl")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(
-            "verl is not installed: pip install 'verl[vllm]', or on a CPU see requirements/cpu.txt"
-        )
-    return str(Path(spec.origin).parent / "trainer" / "config")
-
-
-OmegaConf.register_new_resolver("verl_config_dir", verl_config_dir, replace=True)
-
-
-class RefusedError(ValueError):
+class RefusedError(UserError):
     """A run would fail or train the wrong thing; the message lists every failure that was found."""
 
     def __init__(self, findings: list[doctor.Finding]) -> None:
@@ -106,8 +91,10 @@ class RefusedError(ValueError):
         super().__init__("\n".join(map(str, findings)))
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """verl's trainer failed; the message has its last words and the path of the log."""
+
+    exit_status = 1
 
 
 def train(config: DictConfig, nodes: bool = False) -> Path | None:
@@ -189,12 +176,12 @@ def describe_failure(error: Exception, checkpoints_dir: Path) -> str:
         error: What the trainer raised. Ray's errors are whole tracebacks of a worker; the last line is what counts.
         checkpoints_dir: Where checkpoints are saved.
     """
-    last_line = (str(error).strip().splitlines() or [repr(error)])[-1]
+    last_words = last_line(error)
     if not _WRITE_FAILED.search(str(error)):
-        return last_line
+        return last_words
     free_gb = shutil.disk_usage(nearest_folder(str(checkpoints_dir))).free / 1e9
     return (
-        f"{last_line}\nThat is a file that could not be written, mostly a checkpoint; {free_gb:,.1f} GB are free in "
+        f"{last_words}\nThat is a file that could not be written, mostly a checkpoint; {free_gb:,.1f} GB are free in "
         f"{checkpoints_dir}. Make room (trainer.max_actor_ckpt_to_keep=2, folders *.incomplete<N>), then run the same "
         "command: it goes on from the newest checkpoint that is whole"
     )
@@ -223,34 +210,6 @@ def _watch_for_stop_request(config: DictConfig) -> None:
     """Let verl's trainer build our checkpoint callback, which calls the user's own."""
     config.checkpoint_callback_class = config.trainer.get("checkpoint_callback_class")
     config.trainer.checkpoint_callback_class = "cfpo_verl.stop_request.StopOnRequest"
-
-
-def compose(overrides: list[str]) -> DictConfig:
-    """Compose the config of a run, as Hydra does for `cfpo-verl train`.
-
-    Raises:
-        HydraException: If an override does not fit.
-    """
-    with hydra.initialize_config_module("cfpo_verl.hydra_configs", version_base=None):
-        return hydra.compose("train", overrides=overrides)
-
-
-def explain(message: str, overrides: list[str]) -> str:
-    """Replace Hydra's advice to add a key that it does not know by the existing keys it resembles, if any."""
-    refused = re.search(r"Could not override '([^']+)'", message)
-    experiment = [override for override in overrides if override.startswith("experiment=")]
-    if refused is None or not experiment:
-        return message
-    config = compose(experiment)
-
-    def keys(node: object, prefix: str) -> list[str]:
-        if not isinstance(node, dict):
-            return [prefix]
-        return [prefix, *(key for name, value in node.items() for key in keys(value, f"{prefix}.{name}"))]
-
-    known = [key.lstrip(".") for key in keys(OmegaConf.to_container(config), "")]
-    close = difflib.get_close_matches(refused[1], known, n=3, cutoff=0.8)
-    return f"there is no key {refused[1]!r}. Did you mean: {', '.join(close)}?" if close else message
 
 
 def _separate_runs(config: DictConfig) -> None:
@@ -282,13 +241,14 @@ def _hydra_main(config: DictConfig) -> None:
         raise
 
 
-def _compose_and_train() -> int:
+def _compose_and_train(overrides: list[str]) -> int:
     """Let Hydra compose what the command line says, run it or each of its points, and return the exit status."""
     try:
-        _hydra_main()
+        with explained(overrides):
+            _hydra_main()
     except RunEndedError as error:  # of a point in another process; Hydra has said which
         print(
-            f"cfpo-verl train: that run ended with exit status {error.status}. What it said is with its launcher: "
+            f"cfpo-verl train: that run ended with exit status {error.status}. Its output is with its launcher: "
             "hydra/launcher=submitit_... keeps it in runs/multirun/.submitit/*/*_log.err",
             file=sys.stderr,
         )
@@ -299,65 +259,41 @@ def _compose_and_train() -> int:
 def _runs_elsewhere() -> bool:
     """Say whether a launcher runs this in a process of its own: that reports an exception, but no exit."""
     hydra_config = HydraConfig.get()
-    basic = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-    return hydra_config.mode == RunMode.MULTIRUN and hydra_config.launcher["_target_"] != basic
+    return hydra_config.mode == RunMode.MULTIRUN and hydra_config.runtime.choices["hydra/launcher"] != "basic"
 
 
 def _train_and_report(config: DictConfig, nodes: bool = False) -> None:
+    """Train, and exit as the help says, here and not in Hydra, which would add a line of its own."""
     try:
         saved = train(config, nodes)
-    except RefusedError as error:
-        # Not left to Hydra, which would add a line of its own.
-        for finding in error.findings:
-            print(f"cfpo-verl train: {finding}", file=sys.stderr)
-        raise SystemExit(_refused()) from None
-    except TrainingError as error:
-        print(f"cfpo-verl train: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    except UserError as error:
+        _show(error)
+        raise SystemExit(error.exit_status) from None
     if saved is not None:
         print(
-            f"cfpo-verl train: stopped on request; saved {saved}. The same command goes on from there", file=sys.stderr
+            f"cfpo-verl train: stopped on request; saved {saved}. Run the same command again to resume from there",
+            file=sys.stderr,
         )
         raise SystemExit(STOPPED_ON_REQUEST)
 
 
-def _refused() -> int:
-    print("Nothing was started.", file=sys.stderr)
-    return 2
-
-
-class ConfigFileError(ValueError):
-    """What follows --config is not the config of a run; the message names it and the way out."""
-
-
-def read_config(file: Path, overrides: list[str]) -> DictConfig:
-    """Read a resolved config and change keys that it has.
-
-    Raises:
-        ConfigFileError: If the file is no config of a run, or an override is none.
-        OmegaConfBaseException: If it has no such key.
-    """
-    try:
-        config = OmegaConf.load(file)
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigFileError(f"--config {file}: cannot be read ({error})") from error
-    if not isinstance(config, DictConfig) or "run_dir" not in config or "trainer" not in config:
-        raise ConfigFileError(f"--config {file}: not the config of a run, such as RUN_DIR/config.1.yaml")
-    unfit = [override for override in overrides if "=" not in override or override.startswith(("-", "+", "~"))]
-    if unfit:
-        raise ConfigFileError(f"{unfit[0]}: with --config give KEY=VALUE, for keys that the file has")
-    OmegaConf.set_struct(config, True)
-    config.merge_with_dotlist(overrides)
-    return config
+def _show(error: UserError) -> None:
+    for line in [*map(str, error.findings)] if isinstance(error, RefusedError) else [str(error)]:
+        print(f"cfpo-verl train: {line}", file=sys.stderr)
+    if error.exit_status == UserError.exit_status:
+        print("Nothing was started.", file=sys.stderr)
 
 
 def _dry_run(config: DictConfig, nodes: bool) -> int:
-    """Print the resolved config and what the checks find."""
+    """Print the resolved config and what the checks find, and return the exit status."""
     os.environ.update(doctor.worker_env(config))
     print(OmegaConf.to_yaml(config, resolve=True))
     findings = doctor.examine(config, nodes=nodes)
     report.print_table(findings, sys.stdout)
-    return _refused() if doctor.failures(findings) else 0
+    if not doctor.failures(findings):
+        return 0
+    print("Nothing was started.", file=sys.stderr)
+    return UserError.exit_status
 
 
 def _describe_group(group: str) -> str:
@@ -367,21 +303,39 @@ def _describe_group(group: str) -> str:
 
 def _run(arguments: list[str]) -> int:
     """Train, or make a dry run, and return the exit status."""
-    nodes, dry = "--ray" in arguments, "--dry-run" in arguments
-    arguments = [argument for argument in arguments if argument not in ("--ray", "--dry-run")]
-    if "--config" in arguments:
-        before, after = arguments[: arguments.index("--config")], arguments[arguments.index("--config") + 1 :]
-        if not after:
-            raise ConfigFileError("--config: give a file after it")
-        config = read_config(Path(after[0]), before + after[1:])
-    elif nodes or dry:
-        config = compose(arguments)
+    ours, overrides = _parse(arguments)
+    if ours.config is not None:
+        config = read_config(ours.config, overrides)
+    elif ours.ray or ours.dry_run:
+        config = compose(overrides)
     else:
-        return _compose_and_train()
-    if dry:
-        return _dry_run(config, nodes)
-    _train_and_report(config, nodes)
+        return _compose_and_train(overrides)
+    if ours.dry_run:
+        return _dry_run(config, ours.ray)
+    _train_and_report(config, ours.ray)
     return 0
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split the options that are ours from the overrides and flags, which Hydra parses.
+
+    Raises:
+        ConfigError: If one of ours has a value that it does not take, or goes with a flag of Hydra's that it cannot.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
+    try:
+        ours, others = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error).replace("argument ", "")) from None
+    chosen = [f"--{name.replace('_', '-')}" for name, value in vars(ours).items() if value]
+    flags = [argument for argument in others if argument.startswith("-")]
+    if chosen and flags:
+        way_out = "Check one point at a time" if {"-m", "--multirun"} & set(flags) else "Leave one of them out"
+        raise ConfigError(f"{chosen[0]} and {flags[0]} cannot be combined. {way_out}")
+    return ours, others
 
 
 def main(arguments: list[str]) -> int:
@@ -396,18 +350,9 @@ def main(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         return _run(arguments)
-    except ConfigFileError as error:
-        print(f"cfpo-verl train: {error}", file=sys.stderr)
-        return _refused()
-    except (HydraException, OmegaConfBaseException) as error:
-        print(f"cfpo-verl train: {explain(str(error), arguments)}", file=sys.stderr)
-        return _refused()
-    except ValueError as error:
-        # Hydra's own for a number where the name of a file in a group belongs.
-        if not str(error).startswith("Config group override"):
-            raise
-        print(f"cfpo-verl train: {error}. For example updates=x4, topology=1x8", file=sys.stderr)
-        return _refused()
+    except UserError as error:
+        _show(error)
+        return error.exit_status
     except KeyboardInterrupt:
-        print("cfpo-verl train: interrupted; everything it had started is ended", file=sys.stderr)
+        print("cfpo-verl train: interrupted; every process it started has ended", file=sys.stderr)
         return 130

@@ -46,6 +46,6 @@ def prepare(out: Path, operands: int, held_out: int, seed: int) -> list[Path]:
 
 
 if __name__ == "__main__":
-    from cfpo_verl.data_prep.cli import run_generated
+    from cfpo_verl.cli import run_script
 
-    run_generated("arithmetic")
+    run_script("data", "prepare", "arithmetic")

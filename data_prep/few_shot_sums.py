@@ -56,6 +56,6 @@ def prepare(out: Path, count: int, held_out: int, largest: int, shots: int, seed
 
 
 if __name__ == "__main__":
-    from cfpo_verl.data_prep.cli import run_generated
+    from cfpo_verl.cli import run_script
 
-    run_generated("few-shot-sums")
+    run_script("data", "prepare", "few-shot-sums")

@@ -16,6 +16,6 @@ SOURCE = Source(
 )
 
 if __name__ == "__main__":
-    from cfpo_verl.data_prep.cli import run
+    from cfpo_verl.cli import run_script
 
-    run(SOURCE)
+    run_script("data", "prepare", SOURCE.name)

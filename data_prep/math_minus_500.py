@@ -8,6 +8,6 @@ from cfpo_verl.data_prep.source import Source
 SOURCE: Source = replace(hendrycks_math.SOURCE, name="math_minus_500", splits=("test",), excludes=math500.SOURCE)
 
 if __name__ == "__main__":
-    from cfpo_verl.data_prep.cli import run
+    from cfpo_verl.cli import run_script
 
-    run(SOURCE)
+    run_script("data", "prepare", SOURCE.name)

@@ -53,6 +53,6 @@ def prepare(out: Path, task: str, count: int, held_out: int, seed: int) -> list[
 
 
 if __name__ == "__main__":
-    from cfpo_verl.data_prep.cli import run_generated
+    from cfpo_verl.cli import run_script
 
-    run_generated("reasoning-gym")
+    run_script("data", "prepare", "reasoning-gym")

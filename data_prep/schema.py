@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cfpo_verl.data_prep.text import fingerprint, normalise
+from cfpo_verl.errors import UserError
 
 
 def _struct(**fields: pa.DataType) -> pa.DataType:
@@ -35,7 +36,7 @@ _COLUMNS = {
 SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data file cannot be used; the message names the file, the rule and the way out."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from cfpo_verl import train  # registers the resolver of the primary config
+from cfpo_verl import composing
 from cfpo_verl.doctor.finding import Finding
 
 # 8 GPUs of one node, FSDP: every value that the checks read divides.
@@ -37,8 +37,8 @@ _GPU = [
 @cache
 def _compose(primary: str, overrides: tuple[str, ...]) -> DictConfig:
     if primary == "train":
-        return train.compose(list(overrides))
-    with hydra.initialize_config_dir(train.verl_config_dir(), version_base=None):
+        return composing.compose(list(overrides))
+    with hydra.initialize_config_dir(composing.verl_config_dir(), version_base=None):
         return hydra.compose(primary, overrides=list(overrides))
 
 

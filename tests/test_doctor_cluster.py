@@ -141,7 +141,7 @@ def test_a_real_cluster_of_two_nodes_that_differ(run_python, tmp_path):
 import json, os
 from ray.cluster_utils import Cluster
 from cfpo_verl.doctor import cluster
-from cfpo_verl.train import compose
+from cfpo_verl.composing import compose
 head = Cluster(initialize_head=True, head_node_args={{"num_cpus": 4, "num_gpus": 1, "include_dashboard": False}})
 head.add_node(num_cpus=4, num_gpus=1, env_vars={{"VERL_USE_EXTERNAL_PLUGINS": "none"}})
 try:

@@ -17,13 +17,13 @@ from cfpo_verl.config_groups import platform_env
 from cfpo_verl.data_prep.arithmetic import make_problems
 from cfpo_verl.data_prep.schema import SCHEMA as ROWS
 from cfpo_verl.data_prep.schema import DataError, Problem, to_row, write_rows
-from cfpo_verl.evaluation import command, models, scoring, store, summary
+from cfpo_verl.evaluation import models, running, scoring, store, summary
 from cfpo_verl.evaluation.comparison import compare
 from cfpo_verl.evaluation.engine import Finished, Progress, Request, drive
 from cfpo_verl.evaluation.foreign import read_responses
 from cfpo_verl.evaluation.sets import EvaluationError, read_set, resolve
 
-OPTIONS = command.RunOptions(n=4, max_tokens=8)
+OPTIONS = running.RunOptions(n=4, max_tokens=8)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def engine(monkeypatch):
 
     def use(**kwargs):
         made = FakeEngine(**kwargs)
-        monkeypatch.setattr(command, "generate_here", made)
+        monkeypatch.setattr(running, "generate_here", made)
         return made
 
     return use
@@ -130,7 +130,7 @@ def test_repeated_problems_and_files_without_uid(tmp_path):
 
 def test_a_whole_evaluation(model, sums, tmp_path, engine):
     made = engine()
-    found = command.run(str(model), str(sums), tmp_path / "out", None, None, OPTIONS)
+    found = running.run(str(model), str(sums), tmp_path / "out", None, None, OPTIONS)
     assert len(made.asked) == 24
     table = store.read_generations(tmp_path / "out")
     assert list(table.columns) == store.SCHEMA.names
@@ -165,35 +165,35 @@ def test_a_whole_evaluation(model, sums, tmp_path, engine):
 
 def test_seeds_are_of_problem_and_sample_alone(model, sums, tmp_path, engine):
     engine()
-    command.run(str(model), str(sums), tmp_path / "a", None, None, OPTIONS)
-    other = command.RunOptions(n=2, max_tokens=8, limit=3)
-    command.run(str(model), str(sums), tmp_path / "b", None, None, other)
+    running.run(str(model), str(sums), tmp_path / "a", None, None, OPTIONS)
+    other = running.RunOptions(n=2, max_tokens=8, limit=3)
+    running.run(str(model), str(sums), tmp_path / "b", None, None, other)
     key = ["set", "uid", "sample"]
     tables = [store.read_generations(tmp_path / name).set_index(key) for name in ("a", "b")]
     both = tables[0].join(tables[1], rsuffix="_b", how="inner")
     assert len(both) == 6
     assert (both["seed"] == both["seed_b"]).all()
     assert tables[0]["seed"].is_unique
-    assert command.response_seed(1, "a", 0) != command.response_seed(0, "a", 0)
+    assert running.response_seed(1, "a", 0) != running.response_seed(0, "a", 0)
 
 
 def test_what_is_finished_when_the_engine_dies_is_not_generated_again(model, sums, tmp_path, engine):
     out = tmp_path / "out"
     engine(dies_after=10)
-    with pytest.raises(command.GenerationError, match=r"while doing the last thing(?s:.*)10 responses are kept"):
-        command.run(str(model), str(sums), out, None, None, OPTIONS)
+    with pytest.raises(running.GenerationError, match=r"while doing the last thing(?s:.*)10 responses are kept"):
+        running.run(str(model), str(sums), out, None, None, OPTIONS)
     assert not (out / "summary.json").exists()
     lines = (out / "responses.jsonl").read_text().splitlines(keepends=True)
     assert len(lines) == 10
     # The process was ended while it wrote a line.
     (out / "responses.jsonl").write_text("".join(lines) + lines[0][:20])
     second = engine()
-    found = command.run(str(model), str(sums), out, None, None, OPTIONS)
+    found = running.run(str(model), str(sums), out, None, None, OPTIONS)
     assert len(second.asked) == 14
     assert found["timing"]["response_tokens"] < store.read_generations(out)["response_tokens"].sum()
 
     engine()
-    whole = command.run(str(model), str(sums), tmp_path / "whole", None, None, OPTIONS)
+    whole = running.run(str(model), str(sums), tmp_path / "whole", None, None, OPTIONS)
     assert found["sets"] == whole["sets"]
     pd.testing.assert_frame_equal(store.read_generations(out), store.read_generations(tmp_path / "whole"))
 
@@ -201,25 +201,25 @@ def test_what_is_finished_when_the_engine_dies_is_not_generated_again(model, sum
 def test_more_responses_and_sets_may_be_asked_for_later_and_fewer_not(model, sums, tmp_path, engine):
     out = tmp_path / "out"
     engine()
-    command.run(str(model), str(sums), out, None, None, OPTIONS)
+    running.run(str(model), str(sums), out, None, None, OPTIONS)
     more = engine()
     other = write_rows(
         tmp_path / "others" / "test.parquet", [to_row(Problem("8+9=", "17"), "arithmetic", "math", "test", 0)]
     )
-    grown = command.RunOptions(n=6, max_tokens=8)
-    found = command.run(str(model), f"{sums},{other}", out, None, None, grown)
+    grown = running.RunOptions(n=6, max_tokens=8)
+    found = running.run(str(model), f"{sums},{other}", out, None, None, grown)
     assert len(more.asked) == 6 * 2 + 6
     assert {name: (each["problems"], each["samples"]) for name, each in found["sets"].items()} == {
         "sums": (6, 6),
         "others": (1, 6),
     }
     again = engine()
-    assert command.run(str(model), f"{sums},{other}", out, None, None, grown)["timing"] is None
+    assert running.run(str(model), f"{sums},{other}", out, None, None, grown)["timing"] is None
     assert again.asked == []
     with pytest.raises(EvaluationError, match=r"has 14 responses that are not asked for.*may only grow"):
-        command.run(str(model), f"{sums},{other}", out, None, None, OPTIONS)
+        running.run(str(model), f"{sums},{other}", out, None, None, OPTIONS)
     with pytest.raises(EvaluationError, match=r"has 6 responses that are not asked for.*of others"):
-        command.run(str(model), str(sums), out, None, None, grown)
+        running.run(str(model), str(sums), out, None, None, grown)
     # And nothing is forgotten by having asked for less.
     assert len(store.read_generations(out)) == 42
     assert set(json.loads((out / "settings.json").read_text())["sets"]) == {"sums", "others"}
@@ -239,12 +239,12 @@ def test_more_responses_and_sets_may_be_asked_for_later_and_fewer_not(model, sum
 )
 def test_an_evaluation_goes_on_only_as_it_was_begun(model, sums, tmp_path, engine, changed, message):
     engine(dies_after=1)
-    with pytest.raises(command.GenerationError):
-        command.run(str(model), str(sums), tmp_path / "out", None, None, OPTIONS)
+    with pytest.raises(running.GenerationError):
+        running.run(str(model), str(sums), tmp_path / "out", None, None, OPTIONS)
     engine()
-    options = command.RunOptions(**{"n": 4, "max_tokens": 8, **changed})
+    options = running.RunOptions(**{"n": 4, "max_tokens": 8, **changed})
     with pytest.raises(EvaluationError, match=f"was begun otherwise: .*{message}.*Give another --out, or delete it"):
-        command.run(str(model), str(sums), tmp_path / "out", None, None, options)
+        running.run(str(model), str(sums), tmp_path / "out", None, None, options)
 
 
 def test_another_model_or_set_in_the_same_place_is_noticed(model, sums, tmp_path, engine):
@@ -253,19 +253,19 @@ def test_another_model_or_set_in_the_same_place_is_noticed(model, sums, tmp_path
     engine()
     copy = tmp_path / "copy"
     shutil.copytree(model, copy)
-    command.run(str(copy), str(sums), tmp_path / "out", None, None, OPTIONS)
+    running.run(str(copy), str(sums), tmp_path / "out", None, None, OPTIONS)
     weights = copy / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(EvaluationError, match="model_fingerprint was"):
-        command.run(str(copy), str(sums), tmp_path / "out", None, None, OPTIONS)
+        running.run(str(copy), str(sums), tmp_path / "out", None, None, OPTIONS)
     content[-1] ^= 1
     weights.write_bytes(content)
-    command.run(str(copy), str(sums), tmp_path / "out", None, None, OPTIONS)
+    running.run(str(copy), str(sums), tmp_path / "out", None, None, OPTIONS)
     write_rows(sums, [to_row(Problem("8+9=", "17"), "arithmetic", "math", "test", 0)])
     with pytest.raises(EvaluationError, match=r"sets.sums was"):
-        command.run(str(copy), str(sums), tmp_path / "out", None, None, OPTIONS)
+        running.run(str(copy), str(sums), tmp_path / "out", None, None, OPTIONS)
 
 
 def test_the_fingerprint_reads_both_ends_of_large_files(tmp_path, monkeypatch):
@@ -281,11 +281,11 @@ def test_the_fingerprint_reads_both_ends_of_large_files(tmp_path, monkeypatch):
 def test_two_at_once_in_one_folder_are_refused(model, sums, tmp_path, engine):
     engine(dies_after=1)
     out = tmp_path / "out"
-    with pytest.raises(command.GenerationError):
-        command.run(str(model), str(sums), out, None, None, OPTIONS)
+    with pytest.raises(running.GenerationError):
+        running.run(str(model), str(sums), out, None, None, OPTIONS)
     engine()
     with store.appending(out), pytest.raises(EvaluationError, match="another process evaluates into it"):
-        command.run(str(model), str(sums), out, None, None, OPTIONS)
+        running.run(str(model), str(sums), out, None, None, OPTIONS)
 
 
 def test_a_folder_of_something_else_is_left_alone(model, sums, tmp_path, engine):
@@ -293,16 +293,16 @@ def test_a_folder_of_something_else_is_left_alone(model, sums, tmp_path, engine)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("")
     with pytest.raises(EvaluationError, match="is there already, and no evaluation that could go on"):
-        command.run(str(model), str(sums), tmp_path / "out", None, None, OPTIONS)
+        running.run(str(model), str(sums), tmp_path / "out", None, None, OPTIONS)
 
 
 def test_a_response_that_does_not_fit_is_refused_before_vllm_starts(model, sums, tmp_path, engine):
     made = engine()
     with pytest.raises(EvaluationError, match=r"longest prompt has 7 tokens.*more than the 512"):
-        command.run(str(model), str(sums), tmp_path / "out", None, None, command.RunOptions(max_tokens=506))
+        running.run(str(model), str(sums), tmp_path / "out", None, None, running.RunOptions(max_tokens=506))
     assert made.asked == []
     assert not (tmp_path / "out").exists()
-    command.run(str(model), str(sums), tmp_path / "out", None, None, command.RunOptions(max_tokens=505))
+    running.run(str(model), str(sums), tmp_path / "out", None, None, running.RunOptions(max_tokens=505))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_a_response_that_does_not_fit_is_refused_before_vllm_starts(model, sums,
 )
 def test_an_option_out_of_range_is_named(option, message):
     with pytest.raises(EvaluationError, match=message):
-        command.RunOptions(**option)
+        running.RunOptions(**option)
 
 
 def test_engines_are_kept_busy_and_none_gets_more_than_its_share():
@@ -452,7 +452,7 @@ def test_generations_of_verl_are_scored(tmp_path):
     table = pa.Table.from_pylist(rows, schema=ROWS).to_pandas()
     table["responses"] = [["1", "2"], ["2", "2"], ["nothing", ""]]
     table.to_parquet(tmp_path / "made.parquet")
-    found = command.score(tmp_path / "made.parquet", tmp_path / "out", None)
+    found = running.score(tmp_path / "made.parquet", tmp_path / "out", None)
     assert found["name"] == "made"
     [(name, metrics)] = found["sets"].items()
     assert (name, metrics["problems"], metrics["samples"]) == ("arithmetic", 3, 2)
@@ -462,13 +462,13 @@ def test_generations_of_verl_are_scored(tmp_path):
     assert scored["uid"].tolist()[::2] == [row["extra_info"]["uid"] for row in rows]
     assert scored["finish_reason"].isna().all()
     with pytest.raises(EvaluationError, match="is there already"):
-        command.score(tmp_path / "made.parquet", tmp_path / "out", None)
+        running.score(tmp_path / "made.parquet", tmp_path / "out", None)
 
 
 def test_our_own_generations_are_scored_the_same(model, sums, tmp_path, engine):
     engine()
-    first = command.run(str(model), str(sums), tmp_path / "a", None, None, OPTIONS)
-    second = command.score(tmp_path / "a" / "generations.parquet", tmp_path / "b", "again")
+    first = running.run(str(model), str(sums), tmp_path / "a", None, None, OPTIONS)
+    second = running.score(tmp_path / "a" / "generations.parquet", tmp_path / "b", "again")
     assert second["sets"]["sums"]["metrics"] == first["sets"]["sums"]["metrics"]
     pd.testing.assert_frame_equal(store.read_generations(tmp_path / "a"), store.read_generations(tmp_path / "b"))
 
@@ -501,8 +501,8 @@ def test_what_a_file_lacks_is_named(tmp_path, columns, message):
 def two(model, sums, tmp_path, engine):
     """Two evaluations, the second with other responses and half as many."""
     engine()
-    command.run(str(model), str(sums), tmp_path / "a", None, None, OPTIONS)
-    command.run(str(model), str(sums), tmp_path / "b", None, None, command.RunOptions(n=2, max_tokens=8, seed=5))
+    running.run(str(model), str(sums), tmp_path / "a", None, None, OPTIONS)
+    running.run(str(model), str(sums), tmp_path / "b", None, None, running.RunOptions(n=2, max_tokens=8, seed=5))
     return tmp_path / "a", tmp_path / "b"
 
 
@@ -525,8 +525,8 @@ def test_a_comparison_pairs_problems(two):
 
 
 def test_a_comparison_leaves_out_and_tells_what_is_not_shared(two, model, sums, tmp_path):
-    options = command.RunOptions(n=2, max_tokens=8, limit=4, temperature=0.5)
-    command.run(str(model), str(sums), tmp_path / "c", None, None, options)
+    options = running.RunOptions(n=2, max_tokens=8, limit=4, temperature=0.5)
+    running.run(str(model), str(sums), tmp_path / "c", None, None, options)
     rows, notes = compare(two[0], tmp_path / "c")
     assert rows[0].problems == 4
     assert "generation.temperature differs: 1.0 and 0.5" in notes
@@ -536,7 +536,7 @@ def test_a_comparison_leaves_out_and_tells_what_is_not_shared(two, model, sums, 
 
 def test_nothing_shared_is_an_error(two, tmp_path):
     pd.DataFrame({"response": ["3"], "gold": ["3"], "data_source": "arithmetic"}).to_parquet(tmp_path / "x.parquet")
-    command.score(tmp_path / "x.parquet", tmp_path / "x", None)
+    running.score(tmp_path / "x.parquet", tmp_path / "x", None)
     with pytest.raises(EvaluationError, match="share no problem: sets sums, and arithmetic"):
         compare(two[0], tmp_path / "x")
     with pytest.raises(EvaluationError, match=r"no finished evaluation.*none was begun here"):
@@ -592,7 +592,7 @@ def test_a_model_without_a_chat_template_is_refused(model, sums, tmp_path, engin
     shutil.copytree(model, tmp_path / "bare")
     (tmp_path / "bare" / "chat_template.jinja").unlink()
     with pytest.raises(EvaluationError, match="the tokenizer has no chat template"):
-        command.run(str(tmp_path / "bare"), str(sums), tmp_path / "out", None, None, OPTIONS)
+        running.run(str(tmp_path / "bare"), str(sums), tmp_path / "out", None, None, OPTIONS)
 
 
 def test_math500_as_prepared_can_be_evaluated(tmp_path, run_cli):

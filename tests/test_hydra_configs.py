@@ -13,13 +13,13 @@ from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import PolicyLossConfig
 
-from cfpo_verl import train  # registers the resolver that the primary config uses
+from cfpo_verl import composing
 from cfpo_verl.config import LOSS_CONFIGS, CfpoLossConfig
 from cfpo_verl.config_groups import names, platform_env
 
 EXPERIMENTS = names("experiment")
 POLICY_LOSSES = names("policy_loss")
-VERL_CONFIG_DIR = Path(train.verl_config_dir())
+VERL_CONFIG_DIR = Path(composing.verl_config_dir())
 OUR_CONFIG_DIR = Path(__file__).parents[1] / "hydra_configs"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import clean_environment
 
-from cfpo_verl.plan.compose import compose
+from cfpo_verl.composing import compose
 from cfpo_verl.plan.errors import PlanError
 from cfpo_verl.plan.hardware import find_gpu, gpu_types
 from cfpo_verl.plan.read_config import read_run
@@ -163,7 +163,7 @@ def test_steps_come_from_the_data(arithmetic_files):
 
 def test_planning_imports_neither_verl_nor_torch(run_python):
     result = run_python(
-        "import sys; from cfpo_verl import plan; from cfpo_verl.plan.compose import compose\n"
+        "import sys; from cfpo_verl import plan; from cfpo_verl.composing import compose\n"
         "plan.memory_per_gpu_gb(compose(['experiment=cpu_quickstart']))\n"
         "print('torch' in sys.modules, 'verl' in sys.modules)"
     )

@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from cfpo_verl import plan
+from cfpo_verl.composing import verl_config_dir
 from cfpo_verl.plan.advice import first_change, overshoot_gb
 from cfpo_verl.plan.errors import PlanError
 from cfpo_verl.plan.hardware import find_gpu
@@ -15,7 +16,6 @@ from cfpo_verl.plan.memory import Stage, kv_tokens, logit_bytes, micro_batches, 
 from cfpo_verl.plan.read_config import read_run
 from cfpo_verl.plan.run import Batch, Rollout, Run, Trainer
 from cfpo_verl.plan.shapes import ModelShape, shape_of
-from cfpo_verl.train import verl_config_dir
 
 H100 = find_gpu("H100-80GB")
 

@@ -20,9 +20,9 @@ from cfpo_verl.doctor.machine import (
     cpus_needed,
     gpus_needed,
     judge_visible_devices,
-    nearest_folder,
 )
 from cfpo_verl.doctor.model import is_folder, model_path
+from cfpo_verl.files import nearest_folder
 
 # Importing verl takes 5 to 20 s on a node, from a slow shared file system longer.
 _NODE_TIMEOUT_S = 120.0

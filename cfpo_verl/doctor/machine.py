@@ -16,6 +16,7 @@ from cfpo_verl.doctor.batches import has_lora
 from cfpo_verl.doctor.environment import worker_env
 from cfpo_verl.doctor.finding import Finding, failed, ok, warning
 from cfpo_verl.doctor.model import count_parameters, local_folder, model_path
+from cfpo_verl.files import nearest_folder
 from cfpo_verl.resume import describe, expected_checkpoint, find_checkpoint
 
 # What Ray listens on after `ray start --head`, without options of its own.
@@ -27,15 +28,6 @@ _LONGEST_SOCKET = 107
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 # CPUs of a bundle of verl's placement groups: max_colocate_count of ResourcePoolManager, and of standalone replicas.
 CPUS_PER_GPU, CPUS_PER_STANDALONE_GPU = 3, 2
-
-
-def nearest_folder(path: str) -> Path:
-    """Return a path, or the nearest one above it that exists."""
-    nearest = Path(path).absolute()
-    # os.path answers False where Path would raise, for example without permission to look.
-    while not os.path.lexists(nearest) and nearest != nearest.parent:
-        nearest = nearest.parent
-    return nearest
 
 
 def check_run_dir(config: DictConfig) -> Iterator[Finding]:

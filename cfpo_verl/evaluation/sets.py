@@ -14,10 +14,11 @@ from cfpo_verl.config_groups import names
 from cfpo_verl.data_prep.schema import DataError, check_file
 from cfpo_verl.data_prep.text import fingerprint, normalise
 from cfpo_verl.data_prep.writing import sha256
+from cfpo_verl.errors import UserError
 from cfpo_verl.rewards import unfit_gold
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError):
     """An evaluation cannot be done as asked; the message names the value, the rule and the way out."""
 
 

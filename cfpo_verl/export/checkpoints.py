@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cfpo_verl.checkpoints import is_checkpoint, step_of, why_model_incomplete
+from cfpo_verl.errors import UserError
 from cfpo_verl.run_dir import attempt_files
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """There is no checkpoint that can be used; the message names the path, the rule and the way out."""
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cfpo_verl.errors import UserError
 from cfpo_verl.export.checkpoints import Checkpoint, CheckpointError, has_weights
 
 # What an export remembers of itself; its presence says that it is complete.
@@ -21,8 +22,10 @@ PROMPT = "What is 3 + 4?"
 _SAME_NATS = 1e-3
 
 
-class ExportError(RuntimeError):
+class ExportError(UserError):
     """A checkpoint could not be exported; nothing was left behind."""
+
+    exit_status = 1
 
 
 @dataclass(frozen=True)

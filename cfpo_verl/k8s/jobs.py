@@ -8,13 +8,13 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from cfpo_verl import sites
+from cfpo_verl.composing import compose
 from cfpo_verl.doctor.machine import cpus_needed
 from cfpo_verl.k8s import facts as site_facts
 from cfpo_verl.k8s import manifest, schema
 from cfpo_verl.k8s.facts import GROUP, Facts
 from cfpo_verl.k8s.manifest import Job
 from cfpo_verl.sites import JobError
-from cfpo_verl.train import compose
 
 
 def plan(overrides: Sequence[str], config_dir: Path) -> tuple[Facts, Job]:
@@ -26,7 +26,7 @@ def plan(overrides: Sequence[str], config_dir: Path) -> tuple[Facts, Job]:
 
     Raises:
         JobError: If the facts or a folder do not fit.
-        HydraException: If an override does not fit.
+        ConfigError: If an override does not fit.
     """
     sites.check_chosen(GROUP, overrides)
     config = compose(sites.choose(GROUP, overrides, config_dir))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cfpo_verl.errors import UserError
 from cfpo_verl.report.metrics import Metrics
 
 # A run whose files are older is taken for stopped, unless its steps take longer than that.
@@ -13,7 +14,7 @@ SILENCE_S = 600.0
 SILENT_STEPS = 5
 
 
-class ReportError(ValueError):
+class ReportError(UserError):
     """An input of a report cannot be read; the message names it and the way out."""
 
 

@@ -6,6 +6,8 @@ everything, which looks like a model that does not learn.
 
 from typing import TYPE_CHECKING
 
+from cfpo_verl.errors import UserError
+
 if TYPE_CHECKING:
     from cfpo_verl.rewards.verifier import Verifier
 
@@ -24,7 +26,7 @@ CASES = (
 )
 
 
-class CanaryError(RuntimeError):
+class CanaryError(UserError):
     """The verifier gives a wrong verdict on a known answer, so a run would train on wrong rewards."""
 
 

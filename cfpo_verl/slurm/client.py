@@ -13,6 +13,12 @@ _ENDED = {
 }
 
 
+class QueueError(JobError):
+    """SLURM refused a job that was ready, or took it and something failed afterwards."""
+
+    exit_status = 1
+
+
 def _run(command: Sequence[str | Path]) -> str:
     program = str(command[0])
     if shutil.which(program) is None:
@@ -27,12 +33,12 @@ def submit(script: Path) -> str:
     """Hand a script to sbatch and return the job's id.
 
     Raises:
-        JobError: If sbatch is missing or refuses it.
+        QueueError: If sbatch is missing or refuses it.
     """
     try:
         answer = _run(["sbatch", "--parsable", script])
     except JobError as error:
-        raise JobError(f"{error}\nThe script is {script}; nothing was queued") from error
+        raise QueueError(f"{error}\nThe script is {script}; nothing was queued") from error
     return answer.strip().split(";", 1)[0]  # a federated cluster adds ;cluster
 
 

@@ -11,6 +11,7 @@ A folder may have had several jobs, and a job several attempts.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from cfpo_verl import sites
+from cfpo_verl.composing import compose
 from cfpo_verl.files import write_atomically
 from cfpo_verl.run_dir import package_versions, point_dir
 from cfpo_verl.sites import JobError
@@ -30,7 +31,6 @@ from cfpo_verl.slurm import client
 from cfpo_verl.slurm import cluster as clusters
 from cfpo_verl.slurm.cluster import Cluster
 from cfpo_verl.slurm.script import Job, render
-from cfpo_verl.train import compose
 
 _FOLDER = "slurm"
 SCRIPT, CONFIG, MANIFEST, JOBS = "job.sbatch", "config.yaml", "manifest.json", "jobs.jsonl"
@@ -67,7 +67,7 @@ def plan(overrides: Sequence[str], config_dir: Path, multirun: bool) -> tuple[Cl
 
     Raises:
         JobError: If the cluster or a folder does not fit.
-        HydraException: If an override does not fit.
+        ConfigError: If an override does not fit.
     """
     sites.check_chosen(clusters.GROUP, overrides)
     points = _points(overrides) if multirun else [list(overrides)]
@@ -102,10 +102,14 @@ def plan(overrides: Sequence[str], config_dir: Path, multirun: bool) -> tuple[Cl
 
 
 def _points(overrides: Sequence[str]) -> list[list[str]]:
-    """Split choice sweeps, as `cfpo-verl train --multirun` does."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    [batch] = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    return [list(point) for point in batch]
+    """Return every combination of the values of a sweep, in the order of `cfpo-verl train --multirun`."""
+    choices = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [override.input_line or ""]
+        for override in OverridesParser.create().parse_overrides(list(overrides))
+    ]
+    return [list(point) for point in itertools.product(*choices)]
 
 
 def _shape(config: DictConfig) -> tuple[int, int]:

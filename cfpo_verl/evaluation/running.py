@@ -16,6 +16,7 @@ import pandas as pd
 from cfpo_verl.config_groups import platform_env
 from cfpo_verl.cpu.vllm_metadata import is_installed
 from cfpo_verl.data_prep.writing import sha256
+from cfpo_verl.errors import UserError
 from cfpo_verl.evaluation import models, scoring, store, summary
 from cfpo_verl.evaluation.engine import EngineSettings, Request, generate_here, generate_on_cluster
 from cfpo_verl.evaluation.foreign import read_responses
@@ -35,8 +36,10 @@ DEFAULT_MAX_TOKENS = 4096
 _GRACE_S = 30.0
 
 
-class GenerationError(RuntimeError):
+class GenerationError(UserError):
     """vLLM failed; the message has its last words and the path of the log. What was finished is kept."""
+
+    exit_status = 1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,121 @@
+"""From overrides, or a saved file, to the config of a run. No verl is imported: that would settle its platform."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import hydra
+import yaml
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import cfpo_verl.resolvers  # noqa: F401 - what our config files calculate with
+from cfpo_verl.compat import SUPPORTED_VERL
+from cfpo_verl.config_groups import names
+from cfpo_verl.errors import UserError
+
+
+class ConfigError(UserError):
+    """The overrides or the file do not make a config; the message names the key and the way out."""
+
+
+def verl_config_dir() -> str:
+    """Find verl's YAML files without importing verl.
+
+    Raises:
+        ConfigError: If verl is not installed.
+    """
+    spec = find_spec("verl")
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            f"verl is not installed: pip install 'verl[vllm]{SUPPORTED_VERL}', or on a CPU see requirements/cpu.txt"
+        )
+    return str(Path(spec.origin).parent / "trainer" / "config")
+
+
+# Finds verl's YAML files for hydra_configs/train.yaml.
+OmegaConf.register_new_resolver("verl_config_dir", verl_config_dir, replace=True)
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """Compose the config of a run, as Hydra does for `cfpo-verl train`.
+
+    Args:
+        overrides: experiment=NAME and any other of Hydra's overrides.
+
+    Raises:
+        ConfigError: If there is no experiment among them, or one does not fit.
+    """
+    with explained(overrides):
+        return _compose(overrides)
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    with hydra.initialize_config_module("cfpo_verl.hydra_configs", version_base=None):
+        return hydra.compose("train", overrides=list(overrides))
+
+
+@contextmanager
+def explained(overrides: Sequence[str]) -> Iterator[None]:
+    """Turn what Hydra and OmegaConf raise about overrides into an error with the way out.
+
+    Raises:
+        ConfigError: If an override does not fit.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(str(error), overrides)) from error
+    except ValueError as error:
+        # Hydra's own for a number where the name of a file in a group belongs.
+        if not str(error).startswith("Config group override"):
+            raise
+        raise ConfigError(f"{error}. For example updates=x4, topology=1x8") from error
+
+
+def _explain(message: str, overrides: Sequence[str]) -> str:
+    """Replace Hydra's advice where we know better."""
+    experiment = [override for override in overrides if override.startswith("experiment=")]
+    if message.startswith("You must specify 'experiment'"):
+        return f"no experiment is chosen. Add experiment=NAME, one of: {', '.join(names('experiment'))}"
+    # Hydra advises to add a key that it does not know.
+    refused = re.search(r"Could not override '([^']+)'", message)
+    if refused is None or not experiment:
+        return message
+    config = _compose(experiment)
+
+    def keys(node: object, prefix: str) -> list[str]:
+        if not isinstance(node, dict):
+            return [prefix]
+        return [prefix, *(key for name, value in node.items() for key in keys(value, f"{prefix}.{name}"))]
+
+    known = [key.lstrip(".") for key in keys(OmegaConf.to_container(config), "")]
+    close = difflib.get_close_matches(refused[1], known, n=3, cutoff=0.8)
+    return f"there is no key {refused[1]!r}. Did you mean: {', '.join(close)}?" if close else message
+
+
+def read_config(file: Path, overrides: Sequence[str]) -> DictConfig:
+    """Read a resolved config, such as RUN_DIR/config.1.yaml, and change keys that it has.
+
+    Raises:
+        ConfigError: If the file is not the config of a run, or an override does not fit.
+    """
+    try:
+        config = OmegaConf.load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {file}: cannot be read ({error})") from error
+    if not isinstance(config, DictConfig) or "run_dir" not in config or "trainer" not in config:
+        raise ConfigError(f"--config {file}: not the config of a run, such as RUN_DIR/config.1.yaml")
+    unfit = [override for override in overrides if "=" not in override or override.startswith(("-", "+", "~"))]
+    if unfit:
+        raise ConfigError(f"{unfit[0]}: with --config give KEY=VALUE, for keys that the file has")
+    OmegaConf.set_struct(config, True)
+    try:
+        config.merge_with_dotlist(list(overrides))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"--config {file}: {str(error).splitlines()[0]}") from error
+    return config

@@ -1,0 +1,98 @@
+"""What every command has in common: settings, how errors end, how wide tables are."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, TextIO
+
+import typer
+from rich.console import Console
+from typer.core import TyperCommand
+
+from cfpo_verl.errors import UserError
+
+# Columns of a table where no terminal says how wide it is.
+WIDTH = 160
+
+
+class Command(TyperCommand):
+    """A command that shows errors of the user's as one message, and a bug of ours as a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; exit with an error's status, with 130 after Ctrl-C, with 1 after a bug."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"{ctx.command_path}: {error}", err=True)
+            raise SystemExit(error.exit_status) from None
+        except KeyboardInterrupt:
+            typer.echo(f"{ctx.command_path}: interrupted", err=True)
+            raise SystemExit(130) from None
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception:
+            traceback.print_exc()
+            typer.echo(
+                f"{ctx.command_path}: this is a bug in cfpo_verl, not a mistake of yours. Please report it with the "
+                "traceback above and the command",
+                err=True,
+            )
+            raise SystemExit(1) from None
+
+
+class App(typer.Typer):
+    """A typer application with the settings of all our commands."""
+
+    def __init__(self, help: str | None = None, **settings: Any) -> None:
+        """Create an application.
+
+        Args:
+            help: What `--help` says first.
+            settings: Other settings of typer's.
+        """
+        super().__init__(
+            help=help, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, **settings
+        )
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[..., Any]:
+        """Add a command, which ends as `Command` says."""
+        return super().command(name, **{"cls": Command, **settings})
+
+
+def wide_console(file: TextIO | None = None) -> Console:
+    """Return a console for tables: as wide as the terminal, `WIDTH` columns where there is none.
+
+    Args:
+        file: Where it prints; standard output if None.
+    """
+    file = file or sys.stdout
+    return Console(file=file, width=None if file.isatty() else WIDTH)
+
+
+def progress_console() -> Console:
+    """Return a console on standard error, where progress goes, so that standard output has results alone."""
+    return Console(file=sys.stderr)
+
+
+def last_line(text: object) -> str:
+    r"""Return the last line of an error, where a whole traceback of another process ends with what counts.
+
+    Example:
+        >>> last_line(ValueError("first\nsecond"))
+        'second'
+        >>> last_line(ValueError())
+        'ValueError()'
+    """
+    return (str(text).strip().splitlines() or [repr(text)])[-1]
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error, or its class if it says nothing.
+
+    Example:
+        >>> first_line(OSError("no space\nhint"))
+        'no space'
+        >>> first_line(OSError())
+        'OSError'
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
