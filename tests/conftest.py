@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from glob import glob
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +18,8 @@ from cfpo_verl.config_groups import platform_env
 from cfpo_verl.data_prep import arithmetic
 
 PROJECT = Path(__file__).parents[1]
+# Through the links to data_prep/ and hydra_configs/ too, which Path.rglob would not follow.
+PACKAGE_FILES = sorted(map(Path, glob(f"{PROJECT}/cfpo_verl/**/*.py", recursive=True)))
 SHARED_DATA = PROJECT.parent / "shared" / "data"
 
 # The variables with which verl, vLLM and this package can be switched; a test sets those it means.

@@ -3,16 +3,13 @@
 import ast
 import json
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from conftest import PACKAGE_FILES, PROJECT
 from typer.testing import CliRunner
 
 from cfpo_verl import upstream
 from cfpo_verl.upstream import Use
-
-PACKAGE = Path(upstream.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +28,7 @@ def test_every_import_of_ours_is_listed():
     """A use that is not in the list is one that an upgrade breaks unseen."""
     listed = {(use.module, use.attribute.split(".")[0]) for use in upstream.USES}
     unlisted = []
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in PACKAGE_FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("verl", "vllm"):
                 # `from package import module` names a module of which something is listed.
@@ -51,7 +48,7 @@ def test_every_private_name_of_others_is_listed():
     """A module or an attribute with an underscore, of a package that is not ours."""
     listed = {use.key for use in upstream.USES}
     found = set()
-    for path in sorted([*PACKAGE.rglob("*.py"), *(PROJECT / "benchmarks").glob("*.py")]):
+    for path in [*PACKAGE_FILES, *(PROJECT / "benchmarks").glob("*.py")]:
         tree = ast.parse(path.read_text())
         modules = {}
         for node in ast.walk(tree):
