@@ -98,7 +98,7 @@ def test_the_page_has_a_row_for_each_check():
 def test_help_has_examples(run_cli):
     result = run_cli("doctor", "--help")
     assert result.returncode == 0
-    assert "examples:\n  cfpo-verl doctor experiment=cpu_quickstart\n" in result.stdout
+    assert "Examples: cfpo-verl doctor experiment=cpu_quickstart;" in " ".join(result.stdout.split())
     assert run_cli("doctor").returncode == 2
 
 
@@ -186,7 +186,7 @@ def test_bad_arguments_of_doctor(run_cli):
         (["experiment=cpu_quickstart", "data.trian_files=x"], "Did you mean: data.train_files"),
         (
             ["experiment=cpu_quickstart", "--jsno"],
-            "there is no option --jsno. Choose among: --ray, --elsewhere, --json",
+            "no such option: --jsno",
         ),
     ):
         result = run_cli("doctor", *arguments)

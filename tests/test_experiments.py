@@ -307,7 +307,7 @@ def test_experiments_command(run_cli):
     assert "GB/GPU" not in run_cli("experiments", "gsm8k_1gpu", "--no-memory").stdout
     nothing = run_cli("experiments", "9gpu")
     assert (nothing.returncode, nothing.stdout) == (1, "")
-    assert nothing.stderr == "cfpo-verl experiments: none has all of: 9gpu\n"
+    assert nothing.stderr == "cfpo-verl experiments: no experiment matches all of: 9gpu\n"
 
 
 def test_what_an_installed_backend_needs_is_named(compose, monkeypatch):

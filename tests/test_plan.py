@@ -84,7 +84,7 @@ def test_own_hardware_is_used(run_cli, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plan", "trainer.nnodes=2"], "no experiment. Give experiment=NAME, one of: cpu_quickstart"),
+        (["plan", "trainer.nnodes=2"], "no experiment is chosen. Add experiment=NAME, one of: cpu_quickstart"),
         (["plan", "experiment=nothing"], "Could not find 'experiment/nothing'"),
         ([*QUICKSTART, "trainer.no_such_key=1"], "no_such_key"),
         ([*QUICKSTART, "actor_rollout_ref.model.path=org/model"], "actor_rollout_ref.model.path=org/model: no folder"),
@@ -92,7 +92,7 @@ def test_own_hardware_is_used(run_cli, tmp_path):
         ([*QUICKSTART, "--hardware", "none.yaml"], "none.yaml: No such file"),
         ([*QUICKSTART, "--response-tokens", "9"], "--response-tokens must be above 0 and at most 8"),
         ([*QUICKSTART, "--limit-share", "1"], "--limit-share must be at least 0 and below 1"),
-        ([*QUICKSTART, "--figure", "x.png"], "--figure draws what --scale shows"),
+        ([*QUICKSTART, "--figure", "x.png"], "--figure draws the table of --scale. Give both"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

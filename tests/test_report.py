@@ -351,7 +351,7 @@ def test_watch_ends_with_ctrl_c(tmp_path):
         os.kill(process.pid, signal.SIGINT)
         _output, error = process.communicate(timeout=30)
         assert process.returncode == 0
-        assert f"ended; the last report is {folder / 'report'}.html" in error
+        assert f"stopped; the last report is {folder / 'report'}.html" in error
     finally:
         process.kill()
 
