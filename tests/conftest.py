@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from glob import glob
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +13,7 @@ from typing import NoReturn
 import hypothesis
 import psutil
 import pytest
+from forks import Forks
 
 from cfpo_verl.config_groups import platform_env
 from cfpo_verl.data_prep import arithmetic
@@ -39,6 +40,12 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment without the switches above, plus `env`."""
     return {**{name: value for name, value in os.environ.items() if name not in _SWITCHES}, **env}
+
+
+def in_checkout(env: Mapping[str, str]) -> dict[str, str]:
+    """Return a clean environment in which Python finds `benchmarks`, too, as it does in the checkout's folder."""
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    return clean_environment({"PYTHONPATH": path, **env})
 
 
 def run_ranks(ranks: int, script: Path, *arguments: str | Path) -> None:
@@ -71,9 +78,33 @@ def run_python() -> Run:
     return run
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """The process that `run_cli` forks from."""
+    forks = Forks(clean_environment({}))
+    yield forks
+    forks.close()
+
+
 @pytest.fixture
-def run_cli(tmp_path: Path) -> Run:
-    """Run the console script in an empty folder."""
+def run_cli(tmp_path: Path, run_script: Run, request: pytest.FixtureRequest) -> Run:
+    """Run `cfpo-verl` in the test's folder; in a fork, which saves importing the libraries (tests/forks.py).
+
+    With variables of its own it is the console script, as libraries read some of them when they are imported.
+    """
+
+    def run(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+        if env:
+            return run_script(*arguments, **env)
+        forks: Forks = request.getfixturevalue("forks")
+        return forks.run([*map(str, arguments)], clean_environment({}), tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def run_script(tmp_path: Path) -> Run:
+    """Run the console script in the test's folder."""
 
     def run(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
         script = Path(sys.executable).with_name("cfpo-verl")

@@ -3,16 +3,13 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-from conftest import clean_environment, shared_data
-
-PROJECT = Path(__file__).parents[1]
+from conftest import in_checkout, shared_data
 
 
 def run(benchmark: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"benchmarks.{benchmark}", *arguments]
-    return subprocess.run(command, cwd=PROJECT, env=clean_environment({}), capture_output=True, text=True)
+    return subprocess.run(command, env=in_checkout({}), capture_output=True, text=True)
 
 
 def test_losses_and_advantages_are_compared_with_verls(tmp_path):

@@ -344,9 +344,8 @@ def test_a_checkpoint_that_cannot_be_set_aside(tmp_path, monkeypatch):
         train._find_checkpoint(config)
 
 
-def test_a_path_of_the_users_loses_its_slash(tmp_path, monkeypatch):
+def test_a_path_of_the_users_loses_its_slash(tmp_path):
     """verl reads the step from what follows global_step_."""
-    monkeypatch.chdir(tmp_path)
     config = quickstart("trainer.resume_mode=resume_path", "trainer.resume_from_path=some/global_step_3/")
     train._find_checkpoint(config)
     assert config.trainer.resume_from_path == str(tmp_path / "some" / "global_step_3")

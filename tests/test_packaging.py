@@ -88,9 +88,19 @@ def test_the_tools_see_data_prep_as_a_part_of_the_package():
     modules = FindModuleCache(SearchPaths((str(PROJECT),), (), (), ()), None, None).find_modules_recursive("cfpo_verl")
     assert {"cfpo_verl.data_prep.gsm8k", "cfpo_verl.hydra_configs.algo"} <= {module.module for module in modules}
     unsorted = "import rensa\n\nfrom cfpo_verl.data_prep import gsm8k\n\nprint(rensa, gsm8k)\n"
-    command = [sys.executable, "-m", "ruff", "check", "--select", "I", "--stdin-filename", "data_prep/x.py", "-"]
-    check_call(*command, input=unsorted, cwd=PROJECT)
-    collected = check_call(sys.executable, "-m", "pytest", "--collect-only", "-q", "cfpo_verl/data_prep", cwd=PROJECT)
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--select",
+        "I",
+        "--stdin-filename",
+        PROJECT / "data_prep" / "x.py",
+    ]
+    check_call(*command, "-", input=unsorted)
+    folder = PROJECT / "cfpo_verl" / "data_prep"
+    collected = check_call(sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", folder)
     assert "cfpo_verl.data_prep.text." in collected
 
 

@@ -3,17 +3,15 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import clean_environment
+from conftest import PROJECT, in_checkout
 
 from cfpo_verl.composing import compose
 from cfpo_verl.plan.errors import PlanError
 from cfpo_verl.plan.hardware import find_gpu, gpu_types
 from cfpo_verl.plan.read_config import read_run
 
-PROJECT = Path(__file__).parents[1]
 QUICKSTART = ("plan", "experiment=cpu_quickstart")
 # The quickstart's batch on GPUs: enough to try the command on.
 ON_GPUS = (
@@ -172,7 +170,7 @@ def test_planning_imports_neither_verl_nor_torch(run_python):
 
 def test_the_page_has_what_the_benchmark_prints():
     command = [sys.executable, "-m", "benchmarks.plan"]
-    result = subprocess.run(command, cwd=PROJECT, env=clean_environment({}), capture_output=True, text=True)
+    result = subprocess.run(command, env=in_checkout({}), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     scaling, comparison = result.stdout.rstrip().split("\n\n", 1)
     page = (PROJECT / "docs" / "plan.md").read_text()

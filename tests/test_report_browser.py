@@ -10,6 +10,8 @@ from report_runs import HOSTILE, config, metrics, steps, write_dump, write_evalu
 from cfpo_verl.report.build import collect
 from cfpo_verl.report.page import render
 
+pytestmark = pytest.mark.browser
+
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
     "--disable-gpu",

@@ -303,13 +303,12 @@ def test_errors_of_the_other_commands(run_cli, tmp_path):
     assert "stop_before_end_s: 900" in run_cli("slurm", "example").stdout
 
 
-def test_a_frozen_config_is_trained_whatever_became_of_the_files(run_cli, tmp_path, site, monkeypatch, capsys):
+def test_a_frozen_config_is_trained_whatever_became_of_the_files(run_cli, site, capsys):
     site("scratch_dir: /local\n")
     assert run_cli("slurm", "render", "experiment=cpu_quickstart", "cluster=mysite", "run_dir=run").returncode == 0
     frozen = "run/slurm/config.yaml"
     shown = run_cli("train", "--config", frozen, "actor_rollout_ref.actor.policy_loss.epsilon=0.15", "--dry-run")
     assert "epsilon: 0.15" in shown.stdout
-    monkeypatch.chdir(tmp_path)
     for arguments, words in (
         (["--config", frozen, "trainer.nnode=2"], "trainer.nnode"),
         (["--config", frozen, "+trainer.new=2"], "with --config give KEY=VALUE"),

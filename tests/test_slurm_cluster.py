@@ -18,7 +18,7 @@ from slurm_cluster import NODES, SlurmCluster, missing_programs, slurm_cluster
 
 from cfpo_verl.run_dir import read_metrics
 
-pytestmark = pytest.mark.stack
+pytestmark = pytest.mark.slurm
 
 PATH = f"PATH={Path(sys.executable).parent}:$PATH"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
