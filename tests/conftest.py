@@ -80,31 +80,35 @@ def run_python() -> Run:
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
-    """The process that `run_cli` forks from."""
+    """The process that others fork from (tests/forks.py)."""
     forks = Forks(clean_environment({}))
     yield forks
     forks.close()
 
 
 @pytest.fixture
-def run_cli(tmp_path: Path, run_script: Run, request: pytest.FixtureRequest) -> Run:
-    """Run `cfpo-verl` in the test's folder; in a fork, which saves importing the libraries (tests/forks.py).
+def run_forked(tmp_path: Path, forks: Forks) -> Run:
+    """Run code as `run_python` does, in a fork, which saves importing the libraries: verl and ours are not."""
 
-    With variables of its own it is the console script, as libraries read some of them when they are imported.
-    """
+    def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return forks.run(code, clean_environment(env), tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path, forks: Forks) -> Run:
+    """Run `cfpo-verl` in the test's folder as `run_script` does, in a fork, which saves importing the libraries."""
 
     def run(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-        if env:
-            return run_script(*arguments, **env)
-        forks: Forks = request.getfixturevalue("forks")
-        return forks.run([*map(str, arguments)], clean_environment({}), tmp_path)
+        return forks.run([*map(str, arguments)], clean_environment(env), tmp_path)
 
     return run
 
 
 @pytest.fixture
 def run_script(tmp_path: Path) -> Run:
-    """Run the console script in the test's folder."""
+    """Run the console script in the test's folder: once for each command, and where a library reads a variable."""
 
     def run(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
         script = Path(sys.executable).with_name("cfpo-verl")

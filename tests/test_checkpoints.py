@@ -299,7 +299,7 @@ def test_all_attempts_are_one_run_of_the_tracking_service(tmp_path):
     assert resume.tracking_env(quickstart(), tmp_path / "fourth", {}) == {}
 
 
-def test_wandb_takes_the_id_from_the_environment(tmp_path, run_python):
+def test_wandb_takes_the_id_from_the_environment(tmp_path, run_forked):
     env = resume.tracking_env(quickstart("tracking=wandb"), tmp_path, {})
     code = (
         "from verl.utils.tracking import Tracking\n"
@@ -308,11 +308,11 @@ def test_wandb_takes_the_id_from_the_environment(tmp_path, run_python):
         "print('id', tracking.logger['wandb'].run.id)\n"
         "tracking.finish()"
     )
-    done = run_python(code, WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true", **env)
+    done = run_forked(code, WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true", **env)
     assert f"id {env['WANDB_RUN_ID']}" in done.stdout, done.stderr
 
 
-def test_a_checkpoint_that_cannot_be_written(tmp_path, run_python):
+def test_a_checkpoint_that_cannot_be_written(tmp_path, run_forked):
     """torch.save says no word of a disk; a limit on the size of files stands in for a full one."""
     code = (
         "import resource, signal, sys, torch\n"
@@ -320,7 +320,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path, run_python):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         f"torch.save(torch.ones(10**6), {str(tmp_path / 'model.pt')!r})"
     )
-    error = run_python(code).stderr
+    error = run_forked(code).stderr
     assert "inline_container" in error
     described = train.describe_failure(RuntimeError(error), tmp_path / "not" / "yet")
     assert described.startswith("RuntimeError: [enforce fail")

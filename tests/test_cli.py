@@ -26,8 +26,10 @@ def test_help_does_not_import_torch(run_python):
     assert result.stdout.split() == ["False", "False"]
 
 
-def test_prepare_prints_the_files(run_cli, tmp_path):
-    result = run_cli("data", "prepare", "arithmetic", "--out", "data", "--operands", 2, "--held-out", 10, "--seed", 3)
+def test_prepare_prints_the_files(run_script, tmp_path):
+    result = run_script(
+        "data", "prepare", "arithmetic", "--out", "data", "--operands", 2, "--held-out", 10, "--seed", 3
+    )
     assert result.stdout.split() == ["data/train.parquet", "data/test.parquet"]
     assert len(read_problems(tmp_path / "data" / "test.parquet")) == 10
 
@@ -42,8 +44,8 @@ def test_prepare_prints_the_files(run_cli, tmp_path):
     ],
     ids=lambda value: "-".join(value[:3]) if isinstance(value, list) else "",
 )
-def test_bad_input_is_named(run_cli, tmp_path, arguments, message):
-    result = run_cli(*arguments)
+def test_bad_input_is_named(run_script, tmp_path, arguments, message):
+    result = run_script(*arguments)
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stdout == ""

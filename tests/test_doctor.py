@@ -69,7 +69,7 @@ def test_no_experiment(run_cli):
     assert "no experiment is chosen. Add experiment=NAME, one of: cpu_quickstart" in result.stderr
 
 
-def test_problems_that_need_verl_are_reported_together(run_cli, tmp_path, arithmetic_files, model):
+def test_problems_that_need_verl_are_reported_together(run_script, tmp_path, arithmetic_files, model):
     train_file, val_file = arithmetic_files
     overrides = [
         f"data.train_files={train_file}",
@@ -77,7 +77,7 @@ def test_problems_that_need_verl_are_reported_together(run_cli, tmp_path, arithm
         f"actor_rollout_ref.model.path={model}",
     ]
     overrides += ["actor_rollout_ref.actor.policy_loss.epsilon=abc"]
-    message = refused(run_cli, tmp_path, *overrides, VERL_USE_EXTERNAL_PLUGINS="none")
+    message = refused(run_script, tmp_path, *overrides, VERL_USE_EXTERNAL_PLUGINS="none")
     assert "policy_loss.epsilon must be a number, got 'abc' (str). Set it with" in message
     assert "policy_loss.loss_mode=cfpo is not in verl's registry in a fresh process" in message
     assert "VERL_USE_EXTERNAL_PLUGINS=none disables it: unset that variable" in message
@@ -150,7 +150,7 @@ def test_a_table_shows_messages_as_they_are():
     assert text.getvalue().endswith("1 failed, 0 warning, 0 ok\n")
 
 
-def test_doctor_by_hand(run_cli, tmp_path, arithmetic_files, model):
+def test_doctor_by_hand(run_script, tmp_path, arithmetic_files, model):
     train_file, val_file = arithmetic_files
     overrides = [
         f"data.train_files={train_file}",
@@ -159,7 +159,7 @@ def test_doctor_by_hand(run_cli, tmp_path, arithmetic_files, model):
     ]
     before = sorted(tmp_path.rglob("*"))
     with tempfile.TemporaryDirectory(dir="/tmp") as no_cluster:  # a short path, as Ray's sockets want
-        result = run_cli("doctor", "experiment=cpu_quickstart", *overrides, "--json", RAY_TMPDIR=no_cluster)
+        result = run_script("doctor", "experiment=cpu_quickstart", *overrides, "--json", RAY_TMPDIR=no_cluster)
     assert result.returncode == 1
     found = json.loads(result.stdout)  # nothing else on stdout
     assert [it["check"] for it in found if it["status"] == "failed"] == ["prompts"]  # the model has no tokenizer
@@ -196,12 +196,12 @@ def test_bad_arguments_of_doctor(run_cli):
 
 
 @pytest.mark.parametrize("command", ["train", "doctor"])
-def test_an_antlr_that_hydra_cannot_use_is_named_before_hydra_is_imported(run_cli, tmp_path, command):
+def test_an_antlr_that_hydra_cannot_use_is_named_before_hydra_is_imported(run_script, tmp_path, command):
     # A fake at the edge of what this machine has: only the version that the metadata reports.
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.metadata as m\nreal = m.version\n"
         "m.version = lambda name: '4.13.2' if name == 'antlr4-python3-runtime' else real(name)\n"
     )
-    result = run_cli(command, "experiment=cpu_quickstart", PYTHONPATH=str(tmp_path))
+    result = run_script(command, "experiment=cpu_quickstart", PYTHONPATH=str(tmp_path))
     assert result.returncode == 2
     assert "antlr4-python3-runtime is 4.13.2, and Hydra's parser needs ==4.9.*" in result.stderr

@@ -210,10 +210,10 @@ def test_groups_of_one_are_refused(config, estimator):
     assert problem.startswith(f"algorithm.adv_estimator={estimator} compares the responses to a prompt, and")
 
 
-def test_every_estimator_of_verl_is_known_to_be_one_of_groups_or_not(run_python):
+def test_every_estimator_of_verl_is_known_to_be_one_of_groups_or_not(run_forked):
     """A new one in verl must be looked at."""
     code = "from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY as r; print('\\n' + ' '.join(map(str, r)))"
-    names = set(run_python(code).stdout.splitlines()[-1].split())
+    names = set(run_forked(code).stdout.splitlines()[-1].split())
     single = {"gae", "reinforce_plus_plus", "remax", "gpg"}
     assert {name.rpartition(".")[2].lower() for name in names} == algorithm.GROUP_ESTIMATORS | single
 

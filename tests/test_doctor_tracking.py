@@ -54,6 +54,6 @@ def test_swanlab_without_login(monkeypatch):
     assert failed(tracking.check_loggers(config("swanlab"))) == []
 
 
-def test_the_loggers_are_verls(run_python):
+def test_the_loggers_are_verls(run_forked):
     code = "from verl.utils.tracking import Tracking; print('\\n' + ' '.join(Tracking.supported_backend))"
-    assert set(run_python(code).stdout.splitlines()[-1].split()) == set(tracking.LOGGERS)
+    assert set(run_forked(code).stdout.splitlines()[-1].split()) == set(tracking.LOGGERS)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import verl  # noqa: F401  before an evaluation sets the environment in which it would choose the CPU platform
-from conftest import clean_environment, shared_data
+from conftest import shared_data
 
 from cfpo_verl import warmup
 from cfpo_verl.config_groups import platform_env
@@ -543,7 +543,7 @@ def test_nothing_shared_is_an_error(two, tmp_path):
         compare(two[0], tmp_path / "nowhere")
 
 
-def test_prompts_are_those_of_verls_agent_loop(model, sums, tmp_path):
+def test_prompts_are_those_of_verls_agent_loop(run_forked, model, sums, tmp_path):
     """The tokens of an agent loop of verl, beside those of an evaluation, with a template that has a switch."""
     import shutil
 
@@ -576,9 +576,7 @@ ours = [prompter.encode(problem.messages) for problem in problems]
 assert prompter.decode(ours[0]).endswith("switched on"), prompter.decode(ours[0])
 print(json.dumps([ours, [list(asyncio.run(theirs(problem.messages))) for problem in problems]]))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=clean_environment({"VERL_PLATFORM": "cpu"}), capture_output=True, text=True
-    )
+    result = run_forked(code, VERL_PLATFORM="cpu")
     assert result.returncode == 0, result.stderr[-3000:]
     ours, theirs = json.loads(result.stdout.splitlines()[-1])
     assert len(ours) == 6
@@ -623,7 +621,7 @@ def test_the_command_line_says_what_is_wrong(run_cli, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_score_and_compare_from_the_command_line(run_cli, tmp_path):
+def test_score_and_compare_from_the_command_line(run_cli, run_script, tmp_path):
     for name, responses in (("a", ["1", "5"]), ("b", ["1", "2"])):
         frame = pd.DataFrame(
             {"response": responses, "gold": ["1", "2"], "data_source": "arithmetic", "uid": ["p", "q"]}
@@ -632,7 +630,7 @@ def test_score_and_compare_from_the_command_line(run_cli, tmp_path):
         result = run_cli("eval", "score", f"{name}.parquet", "--out", name)
         assert result.returncode == 0, result.stderr
         assert "avg@1" in result.stdout
-    result = run_cli("eval", "compare", "a", "b")
+    result = run_script("eval", "compare", "a", "b")
     assert result.returncode == 0
     assert "+0.500" in result.stdout
     assert "1 / 0 / 1" in result.stdout

@@ -293,8 +293,8 @@ def test_a_search_finds_seven_billion_on_eight_gpus_with_megatron():
     assert find(["7b", "9gpu"]) == []
 
 
-def test_experiments_command(run_cli):
-    table = run_cli("experiments", "7b", "megatron")
+def test_experiments_command(run_cli, run_script):
+    table = run_script("experiments", "7b", "megatron")
     assert table.returncode == 0
     assert "math_8gpu_megatron" in table.stdout
     assert "gsm8k_1gpu" not in table.stdout

@@ -283,7 +283,7 @@ def test_the_card_of_a_bare_checkpoint_claims_nothing(whole_run, tmp_path):
     assert not (tmp_path / "out" / "training_config.yaml").exists()
 
 
-def test_the_command_line(whole_run, tmp_path, run_cli, evaluation):
+def test_the_command_line(whole_run, tmp_path, run_cli, run_script, evaluation):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("")
     for arguments, status, message in (
@@ -296,7 +296,7 @@ def test_the_command_line(whole_run, tmp_path, run_cli, evaluation):
         assert result.returncode == status
         assert message in " ".join(result.stderr.split())
         assert not (tmp_path / "out").exists()
-    result = run_cli("export", "run", "--out", "models/out", "--evaluation", "eval")
+    result = run_script("export", "run", "--out", "models/out", "--evaluation", "eval")
     assert result.returncode == 0, result.stderr
     assert result.stdout == "models/out\n"
     assert "not compared with the checkpoint" in result.stderr

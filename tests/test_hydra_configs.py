@@ -192,22 +192,20 @@ def test_the_completion_is_installed_for_the_program(run_cli):
 
 
 MULTIRUN = """
-import sys
 from cfpo_verl import train
 train.train = lambda config, nodes: print("ran", config.run_dir, config.trainer.default_local_dir)
-raise SystemExit(train.main(sys.argv[1:]))
+raise SystemExit(train.main({arguments}))
 """
 
 
-def run_multirun(tmp_path, *overrides):
-    command = [sys.executable, "-c", MULTIRUN, "experiment=cpu_quickstart", *overrides, "--multirun"]
-    result = subprocess.run(command, cwd=tmp_path, env=clean_environment({}), capture_output=True, text=True)
+def run_multirun(run_forked, *overrides):
+    result = run_forked(MULTIRUN.format(arguments=["experiment=cpu_quickstart", *overrides, "--multirun"]))
     assert result.returncode == 0, result.stderr
     return [line.split()[1] for line in result.stdout.splitlines() if line.startswith("ran ")]
 
 
-def test_each_run_of_a_multirun_has_a_folder_of_its_own(tmp_path):
-    assert run_multirun(tmp_path, "algo=cfpo,grpo", "actor_rollout_ref.actor.optim.lr=1e-5,1e-4") == [
+def test_each_run_of_a_multirun_has_a_folder_of_its_own(run_forked, tmp_path):
+    assert run_multirun(run_forked, "algo=cfpo,grpo", "actor_rollout_ref.actor.optim.lr=1e-5,1e-4") == [
         f"runs/cpu_quickstart_{label}_seed0_algo={algo},actor_rollout_ref.actor.optim.lr={rate}"
         for label, algo in (("cfpo", "cfpo"), ("grpo_vanilla", "grpo"))
         for rate in ("1e-05", "0.0001")
@@ -215,12 +213,12 @@ def test_each_run_of_a_multirun_has_a_folder_of_its_own(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name != "runs"]
 
 
-def test_a_folder_that_was_asked_for_is_kept_in_a_multirun(tmp_path):
-    assert run_multirun(tmp_path, "seed=0,1", "run_dir=runs/mine_${seed}") == ["runs/mine_0", "runs/mine_1"]
+def test_a_folder_that_was_asked_for_is_kept_in_a_multirun(run_forked):
+    assert run_multirun(run_forked, "seed=0,1", "run_dir=runs/mine_${seed}") == ["runs/mine_0", "runs/mine_1"]
 
 
-def test_platform_group_and_command_give_the_same_environment(run_cli):
-    printed = run_cli("env", "cpu").stdout.split()
+def test_platform_group_and_command_give_the_same_environment(run_script):
+    printed = run_script("env", "cpu").stdout.split()
     composed = compose("experiment=cpu_quickstart").ray_kwargs.ray_init.runtime_env.env_vars
     assert printed == [f"{name}={value}" for name, value in composed.items()]
     assert platform_env("cpu")["VERL_PLATFORM"] == "cpu"

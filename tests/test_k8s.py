@@ -344,7 +344,7 @@ def test_unknown_keys_are_refused_with_what_was_meant(site):
         jobs.plan(["experiment=math_8gpu"], site())
 
 
-def test_command_line(site, run_cli, tmp_path):
+def test_command_line(site, run_cli, run_script, tmp_path):
     shown = run_cli("k8s", "example")
     assert shown.returncode == 0
     assert "memory_per_node: null" in shown.stdout
@@ -357,7 +357,7 @@ def test_command_line(site, run_cli, tmp_path):
     assert misspelt.returncode == 2
     assert "Did you mean: trainer.nnodes" in misspelt.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["kubernetes"]
-    right = run_cli(*arguments, "run_dir=runs/a")
+    right = run_script(*arguments, "run_dir=runs/a")
     assert (right.returncode, right.stdout, right.stderr) == (0, "a.yaml\n", "")
     [_config_map, ray_job] = parse((tmp_path / "a.yaml").read_text())
     assert ray_job["metadata"]["annotations"]["cfpo-verl/overrides"].endswith("run_dir=runs/a")

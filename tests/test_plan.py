@@ -24,8 +24,8 @@ ON_GPUS = (
 )
 
 
-def test_the_quickstart_fits_and_is_told_part_by_part(run_cli):
-    result = run_cli(*QUICKSTART)
+def test_the_quickstart_fits_and_is_told_part_by_part(run_script):
+    result = run_script(*QUICKSTART)
     assert result.returncode == 0
     for words in ("weights", "gradients", "optimizer", "activations", "logits", "kv cache", "1 x cpu-2-cores"):
         assert words in result.stdout

@@ -89,8 +89,8 @@ def test_keys_and_values_are_those_of_a_cache(shape):
     assert held == 5 * shape.kv_bytes_per_token(bytes_per_value=4)
 
 
-def test_keys_and_values_are_those_of_vllm(run_python):
-    result = run_python(
+def test_keys_and_values_are_those_of_vllm(run_forked):
+    result = run_forked(
         "import torch; from vllm.v1.kv_cache_interface import FullAttentionSpec\n"
         "spec = FullAttentionSpec(block_size=16, num_kv_heads=4, head_size=128, dtype=torch.bfloat16)\n"
         "print('page', spec.page_size_bytes)"

@@ -233,16 +233,16 @@ def test_drpo_compares_with_the_clipping_of_the_actor():
     assert [metrics["actor/pg_clipfrac"] for metrics in fractions] == [0, 0, 0]
 
 
-def test_a_loss_of_that_name_in_verl_is_not_replaced(run_python):
+def test_a_loss_of_that_name_in_verl_is_not_replaced(run_forked):
     code = (
         "from verl.trainer.ppo import core_algos; core_algos.register_policy_loss('drpo')(print); "
         "import cfpo_verl.plugin"
     )
-    result = run_python(code, VERL_USE_EXTERNAL_PLUGINS="none")
+    result = run_forked(code, VERL_USE_EXTERNAL_PLUGINS="none")
     assert "already has a policy loss called drpo" in result.stderr
 
 
-def test_verls_own_loss_is_the_same_to_the_bit_with_and_without_the_plugin(run_python):
+def test_verls_own_loss_is_the_same_to_the_bit_with_and_without_the_plugin(run_forked):
     code = """
 import sys, torch, verl
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
@@ -256,7 +256,7 @@ loss, metrics = get_policy_loss_fn("vanilla")(old, new, torch.randn(64, 128), ma
 loss.backward()
 print("cfpo" in POLICY_LOSS_REGISTRY, loss.item().hex(), new.grad.double().sum().item().hex(), metrics)
 """
-    outputs = [run_python(code, **env).stdout.split(" ", 1) for env in ({}, {"VERL_USE_EXTERNAL_PLUGINS": "none"})]
+    outputs = [run_forked(code, **env).stdout.split(" ", 1) for env in ({}, {"VERL_USE_EXTERNAL_PLUGINS": "none"})]
     assert [output[0] for output in outputs] == ["True", "False"]
     assert outputs[0][1] == outputs[1][1]
     assert "0x" in outputs[0][1]
@@ -278,19 +278,19 @@ def test_loss_mode_alone_is_refused_with_the_way_out():
         pytest.param({"VERL_USE_EXTERNAL_PLUGINS": "none"}, False, id="disabled"),
     ],
 )
-def test_registers_in_a_fresh_process(run_python, env, expected):
-    result = run_python(PRINT_REGISTRY, **env)
+def test_registers_in_a_fresh_process(run_forked, env, expected):
+    result = run_forked(PRINT_REGISTRY, **env)
     assert result.returncode == 0, result.stderr
     assert [f"'{loss.NAME}'" in result.stdout for loss in LOSS_CONFIGS] == [expected] * 3
 
 
-def test_logs_one_line_at_info_however_often_it_is_imported(run_python):
+def test_logs_one_line_at_info_however_often_it_is_imported(run_forked):
     code = (
         "import logging; logging.getLogger('cfpo_verl').setLevel('INFO'); import verl, cfpo_verl.plugin as p; "
         "from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY as r; "
         "assert r['cfpo'] is p.clipping_free_policy_loss"
     )
-    result = run_python(code, VERL_USE_EXTERNAL_MODULES="cfpo_verl.plugin")
+    result = run_forked(code, VERL_USE_EXTERNAL_MODULES="cfpo_verl.plugin")
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stderr.splitlines() if "registered with verl" in line]
     assert len(lines) == 1

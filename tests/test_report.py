@@ -236,10 +236,10 @@ def test_same_data_same_figures(runs):
     assert first == second
 
 
-def test_command_writes_page_pictures_and_table(run_cli, tmp_path):
+def test_command_writes_page_pictures_and_table(run_script, tmp_path):
     write_run(tmp_path / "cfpo", CFPO)
     write_run(tmp_path / "vanilla", VANILLA)
-    result = run_cli("report", "cfpo", "vanilla", "--out", "compare.png", "--figures", "figures")
+    result = run_script("report", "cfpo", "vanilla", "--out", "compare.png", "--figures", "figures")
     assert result.returncode == 0, result.stderr
     assert "Training reward" in result.stdout
     assert "cfpo: too short to judge (2 of 8 steps)" in result.stdout

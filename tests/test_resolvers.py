@@ -36,8 +36,8 @@ def test_unequal_parts_are_refused_with_both_numbers(total, parts):
 
 
 @pytest.mark.parametrize("imported", ["verl", "hydra_plugins.cfpo_verl.search_path", "cfpo_verl.train"])
-def test_workers_and_entry_points_have_them(imported, run_python):
+def test_workers_and_entry_points_have_them(imported, run_forked):
     """Ray workers import verl, verl's entry point Hydra's plugins, ours cfpo_verl.train."""
     code = f"import {imported}\nfrom omegaconf import OmegaConf\nprint(OmegaConf.has_resolver('cfpo.divide'))"
-    result = run_python(code)
+    result = run_forked(code)
     assert result.stdout.split()[-1:] == ["True"], result.stderr

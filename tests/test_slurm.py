@@ -243,10 +243,10 @@ def test_points_of_a_sweep_must_be_alike(site):
         jobs.plan(["experiment=math_8gpu", "cluster=mysite", "seed=1,1", "run_dir=/shared/a"], site(""), True)
 
 
-def test_render_writes_what_the_job_needs_and_starts_nothing(run_cli, tmp_path, site):
+def test_render_writes_what_the_job_needs_and_starts_nothing(run_script, tmp_path, site):
     site("scratch_dir: /local\n")
     command = ["slurm", "render", "experiment=cpu_quickstart", "cluster=mysite", "trainer.nnodes=2", "run_dir=run"]
-    result = run_cli(*command)
+    result = run_script(*command)
     assert result.returncode == 0, result.stderr
     script = tmp_path / "run" / "slurm" / "job.sbatch"
     assert result.stdout.strip() == str(script)

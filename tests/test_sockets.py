@@ -19,17 +19,17 @@ print(json.dumps([
 NAME = "rl-colocate-zmq-01000000-replica-0-rank-0.sock"
 
 
-def ends(run_python, **env: str) -> list[str]:
+def ends(run_forked, **env: str) -> list[str]:
     # verl's package asks for a vLLM, which the CPU platform finds.
-    result = run_python(PROBE, **platform_env("cpu"), **env)
+    result = run_forked(PROBE, **platform_env("cpu"), **env)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_both_ends_move_together(run_python):
-    moved = ends(run_python, CFPO_VERL_SOCKET_DIR="/tmp/job-7")
+def test_both_ends_move_together(run_forked):
+    moved = ends(run_forked, CFPO_VERL_SOCKET_DIR="/tmp/job-7")
     assert moved == [f"ipc:///tmp/job-7/{NAME}"] * 2 + ["tcp://10.0.0.1:5000"]
 
 
-def test_without_the_variable_verls_names_stay(run_python):
-    assert ends(run_python) == [f"ipc:///tmp/{NAME}"] * 2 + ["tcp://10.0.0.1:5000"]
+def test_without_the_variable_verls_names_stay(run_forked):
+    assert ends(run_forked) == [f"ipc:///tmp/{NAME}"] * 2 + ["tcp://10.0.0.1:5000"]

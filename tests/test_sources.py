@@ -600,8 +600,8 @@ def test_the_hub_is_asked_for_the_stated_revision(tmp_path, monkeypatch):
     assert asked == {"hub_id": "someone/gsm8k", "configuration": None, "split": "train", "revision": None}
 
 
-def test_a_hub_that_cannot_be_reached_is_an_error(run_cli, tmp_path):
-    result = run_cli("data", "prepare", "gsm8k", "--out", "out", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"))
+def test_a_hub_that_cannot_be_reached_is_an_error(run_script, tmp_path):
+    result = run_script("data", "prepare", "gsm8k", "--out", "out", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"))
     assert result.returncode == 2
     assert (
         "openai/gsm8k: neither a local .jsonl, .json or .parquet file nor a data set that the hub gives"
