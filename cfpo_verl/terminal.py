@@ -1,5 +1,6 @@
 """What every command has in common: settings, how errors end, how wide tables are."""
 
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -31,6 +32,8 @@ class Command(TyperCommand):
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except Exception:
+            if _reader_is_gone():
+                raise  # typer ends the command silently
             traceback.print_exc()
             typer.echo(
                 f"{ctx.command_path}: this is a bug in cfpo_verl, not a mistake of yours. Please report it with the "
@@ -38,6 +41,14 @@ class Command(TyperCommand):
                 err=True,
             )
             raise SystemExit(1) from None
+
+
+def _reader_is_gone() -> bool:
+    """Return whether the program that read our output has ended, as `head` does after its last line."""
+    outputs = select.poll()
+    for descriptor in (1, 2):
+        outputs.register(descriptor, 0)  # errors are always reported
+    return any(event & select.POLLERR for _, event in outputs.poll(0))
 
 
 class App(typer.Typer):

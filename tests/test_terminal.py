@@ -1,6 +1,10 @@
 """cfpo_verl.terminal: how commands end. What a user can mend is a message, everything else a traceback."""
 
 import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -42,6 +46,17 @@ def test_a_bug_is_a_traceback_and_a_request_for_a_report(error):
     assert f"{type(error).__name__}: {error}" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("tool fail: this is a bug in cfpo_verl")
     assert "report it" in result.stderr
+
+
+def test_a_reader_that_ends_first_is_no_bug():
+    """As `head` does. The pipe of a worker process that ends is still one."""
+    script = Path(sys.executable).with_name("cfpo-verl")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as gone:
+        result = subprocess.run([script, "k8s", "example"], stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (1, "")
+    assert "this is a bug" in outcome(BrokenPipeError(32, "Broken pipe")).stderr
 
 
 def test_ctrl_c():
