@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from cfpo_verl.terminal import App, Command
+from cfpo_verl.terminal import App, Command, epilog
 
 
 class Entry(NamedTuple):
@@ -33,12 +33,12 @@ COMMANDS = {
     "experiments": Entry("cfpo_verl.commands", "List and search the named experiments.", needs_hydra=True),
     "slurm": Entry("cfpo_verl.slurm.cli", "Run experiments as SLURM jobs.", needs_hydra=True),
     "k8s": Entry("cfpo_verl.k8s.cli", "Run experiments on Kubernetes with KubeRay.", needs_hydra=True),
-    "report": Entry("cfpo_verl.report.cli", "Draw runs and evaluations on an HTML page."),
-    "eval": Entry("cfpo_verl.evaluation.cli", "Evaluate a model, with intervals."),
-    "export": Entry("cfpo_verl.export.cli", "Convert a checkpoint to Hugging Face."),
+    "report": Entry("cfpo_verl.report.cli", "Draw runs and evaluations on one HTML page."),
+    "eval": Entry("cfpo_verl.evaluation.cli", "Evaluate a model, with confidence intervals."),
+    "export": Entry("cfpo_verl.export.cli", "Convert a checkpoint to a Hugging Face model folder."),
     "data": Entry("cfpo_verl.data_prep.cli", "Prepare data in verl's parquet schema."),
-    "warmup": Entry("cfpo_verl.commands", "Make the tiny model of the quickstart."),
-    "env": Entry("cfpo_verl.commands", "Print a platform's environment variables."),
+    "warmup": Entry("cfpo_verl.commands", "Train the tiny model that the quickstart starts from."),
+    "env": Entry("cfpo_verl.commands", "Print the environment variables of a platform."),
 }
 
 
@@ -77,6 +77,13 @@ app = App(
     "Train language models with Clipping-Free Policy Optimization (CFPO) in verl.",
     no_args_is_help=True,
     cls=_LazyGroup,
+    epilog=epilog(
+        "cfpo-verl experiments 7b 8gpu",
+        "cfpo-verl doctor experiment=math_8gpu",
+        "cfpo-verl train experiment=math_8gpu algo=cfpo",
+        "cfpo-verl report runs/* --out compare",
+        "cfpo-verl train --help",
+    ),
 )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cfpo_verl.terminal import App, progress_console, wide_console
+from cfpo_verl.terminal import App, epilog, progress_console, wide_console
 
 train = App()
 experiments = App()
@@ -26,8 +26,12 @@ def _train(context: typer.Context) -> None:
 
 
 @experiments.command(
-    epilog="Examples: cfpo-verl experiments;  cfpo-verl experiments 7b 8gpu megatron;  "
-    "cfpo-verl experiments gsm8k --json.  Exit status: 0 found; 1 no experiment matches.",
+    epilog=epilog(
+        "cfpo-verl experiments",
+        "cfpo-verl experiments 7b 8gpu megatron",
+        "cfpo-verl experiments gsm8k --json",
+        exit_status="0 found; 1 no experiment matches",
+    ),
 )
 def _experiments(
     words: Annotated[
@@ -35,7 +39,7 @@ def _experiments(
         typer.Argument(help="List only experiments that match all words, such as 7b 8gpu dapo.", metavar="[WORD...]"),
     ] = None,
     memory: Annotated[
-        bool, typer.Option(help="Estimate the peak memory of a GPU, which composes each experiment (docs/plan.md).")
+        bool, typer.Option(help="Estimate each experiment's peak GPU memory (docs/plan.md); --no-memory is faster.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with every choice.")] = False,
 ) -> None:
@@ -78,8 +82,10 @@ def _experiments(
 
 
 @warmup.command(
-    epilog="Example: cfpo-verl warmup --train data/arithmetic/train.parquet "
-    "--held-out data/arithmetic/test.parquet --out models/quickstart_seed0",
+    epilog=epilog(
+        "cfpo-verl warmup --train data/arithmetic/train.parquet --held-out data/arithmetic/test.parquet "
+        "--out models/quickstart_seed0"
+    ),
 )
 def _warmup(
     train: Annotated[Path, typer.Option(help="Parquet file to train on.")],
@@ -115,9 +121,11 @@ def _warmup(
 
 
 @env.command(
-    epilog="Example: env $(cfpo-verl env cpu) python -m verl.trainer.main_ppo +experiment=cpu_quickstart",
+    epilog=epilog("env $(cfpo-verl env cpu) python -m verl.trainer.main_ppo +experiment=cpu_quickstart"),
 )
-def _env(platform: Annotated[str, typer.Argument(help="Name of a file in hydra_configs/platform.")]) -> None:
+def _env(
+    platform: Annotated[str, typer.Argument(help="Name of a file in hydra_configs/platform.", metavar="PLATFORM")],
+) -> None:
     """Print the environment variables of a platform, for verl's own entry point.
 
     verl chooses its platform from the environment before it reads any config. `cfpo-verl train` sets these variables

@@ -70,6 +70,17 @@ class App(typer.Typer):
         return super().command(name, **{"cls": Command, **settings})
 
 
+def epilog(*examples: str, exit_status: str | None = None) -> str:
+    """Return the end of a help text.
+
+    Args:
+        examples: Command lines. Each stands on a line of its own, however long, so that it can be copied.
+        exit_status: What each exit status means, where it is more than 0 for success.
+    """
+    lines = ["\b", "Examples:" if len(examples) > 1 else "Example:", *(f"  {example}" for example in examples)]
+    return "\n".join([*lines, *(["", f"Exit status: {exit_status}."] if exit_status else [])])
+
+
 def wide_console(file: TextIO | None = None) -> Console:
     """Return a console for tables: as wide as the terminal, `WIDTH` columns where there is none.
 

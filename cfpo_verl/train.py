@@ -27,7 +27,7 @@ from cfpo_verl.progress import following
 from cfpo_verl.terminal import last_line
 
 HELP = """\
-usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--dry-run] [--ray] [--cfg job] [--multirun]
+Usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--dry-run] [--ray] [--cfg job] [--multirun]
        cfpo-verl train --config FILE [KEY=VALUE ...] [--dry-run] [--ray]
 
 Check a run, then train it with verl's own trainer. What `cfpo-verl doctor` finds wrong is reported
@@ -40,25 +40,25 @@ before Ray starts.
   --ray              also check every node of the running Ray cluster first, as `cfpo-verl doctor --ray` does
   run_dir=DIR        folder of the run (default: runs/<trainer.experiment_name>)
 
-Each part of an experiment can be exchanged:
+Each part of an experiment can be replaced:
 
 {groups}
 
 Hydra's flags work: --cfg job prints the composed config and exits, --multirun trains several runs one
-after the other, --info searchpath, --hydra-help. Completion of the shell: eval "$(cfpo-verl train -sc install=bash)"
+after the other, --info searchpath, --hydra-help. Shell completion: eval "$(cfpo-verl train -sc install=bash)"
 
-examples:
+Examples:
   cfpo-verl train experiment=cpu_quickstart
   cfpo-verl train experiment=cpu_quickstart algo=grpo
   cfpo-verl train experiment=math_8gpu policy_model=qwen2.5_3b backend=megatron topology=1x4
   cfpo-verl train experiment=cpu_quickstart actor_rollout_ref.actor.policy_loss.epsilon=0.1 run_dir=runs/epsilon_0.1
   cfpo-verl train experiment=cpu_quickstart algo=cfpo,grpo seed=0,1 --multirun
 
-To stop a run early and lose nothing: `touch RUN_DIR/stop_requested`. It saves a checkpoint at the end of its step,
-and the same command goes on from there; see docs/checkpoints.md.
+To stop a run early without losing work: `touch RUN_DIR/stop_requested`. The run saves a checkpoint at the end of its
+step and exits; the same command resumes it. See docs/checkpoints.md.
 
-exit status: 0 trained; 1 failed while training; 2 refused before anything was started; 130 interrupted;
-75 stopped on request after saving, run the same command again to go on
+Exit status: 0 trained; 1 failed while training; 2 refused before anything was started; 130 interrupted;
+75 stopped on request after saving (run the same command again to resume)
 """
 
 # How torch.save (which does not say that the disk is full) and the system report a file that cannot be written:

@@ -15,10 +15,26 @@ from cfpo_verl.data_prep.prepare import NEAR_DUPLICATES, Options, prepare
 from cfpo_verl.data_prep.schema import DataError
 from cfpo_verl.data_prep.source import Source
 from cfpo_verl.data_prep.sources import SOURCES
-from cfpo_verl.terminal import App, progress_console, wide_console
+from cfpo_verl.terminal import App, epilog, progress_console, wide_console
 
-app = App("Prepare data in verl's parquet schema.", no_args_is_help=True)
-prepare_app = App("Write parquet files from a data set or a generator.", no_args_is_help=True)
+app = App(
+    "Prepare data in verl's parquet schema.",
+    no_args_is_help=True,
+    epilog=epilog(
+        "cfpo-verl data list",
+        "cfpo-verl data prepare gsm8k --out data/gsm8k --split train",
+        "cfpo-verl data validate data/gsm8k/train.parquet",
+    ),
+)
+prepare_app = App(
+    "Write parquet files from a data set or a generator.",
+    no_args_is_help=True,
+    epilog=epilog(
+        "cfpo-verl data prepare gsm8k --out data/gsm8k --split train",
+        "cfpo-verl data prepare arithmetic --out data/arithmetic",
+        "cfpo-verl data prepare gsm8k --help",
+    ),
+)
 app.add_typer(prepare_app, name="prepare")
 
 _Tokenizer = Annotated[
@@ -26,7 +42,7 @@ _Tokenizer = Annotated[
 ]
 
 
-@prepare_app.command(epilog="Example: cfpo-verl data prepare arithmetic --out data/arithmetic")
+@prepare_app.command(epilog=epilog("cfpo-verl data prepare arithmetic --out data/arithmetic"))
 def arithmetic(
     out: Annotated[Path, typer.Option(help="Output folder for train.parquet and test.parquet.")],
     operands: Annotated[int, typer.Option(help="Number of one-digit terms in each sum.")] = 3,
@@ -39,7 +55,7 @@ def arithmetic(
     _print_paths(source.prepare(out, operands=operands, held_out=held_out, seed=seed))
 
 
-@prepare_app.command(epilog="Example: cfpo-verl data prepare few-shot-sums --out data/few_shot_sums --count 64")
+@prepare_app.command(epilog=epilog("cfpo-verl data prepare few-shot-sums --out data/few_shot_sums --count 64"))
 def few_shot_sums(
     out: Annotated[Path, typer.Option(help="Output folder for train.parquet and test.parquet.")],
     count: Annotated[int, typer.Option(help="Problems in train.parquet.")] = 1024,
@@ -48,14 +64,17 @@ def few_shot_sums(
     shots: Annotated[int, typer.Option(help="Worked examples before each sum.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed for the problems and the worked examples.")] = 0,
 ) -> None:
-    """Write sums with worked examples in front, for a pretrained model that follows no instructions."""
+    """Write sums, each with worked examples in front.
+
+    They are for a pretrained model that follows no instructions.
+    """
     from cfpo_verl.data_prep import few_shot_sums as source
 
     _print_paths(source.prepare(out, count=count, held_out=held_out, largest=largest, shots=shots, seed=seed))
 
 
 @prepare_app.command(
-    epilog="Example: cfpo-verl data prepare reasoning-gym --task chain_sum --out data/chain_sum --count 2000",
+    epilog=epilog("cfpo-verl data prepare reasoning-gym --task chain_sum --out data/chain_sum --count 2000"),
 )
 def reasoning_gym(
     task: Annotated[str, typer.Option(help="Name of a task in the package reasoning-gym.")],
@@ -64,7 +83,10 @@ def reasoning_gym(
     held_out: Annotated[int, typer.Option(help="Problems in test.parquet.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed for the problems and their order.")] = 0,
 ) -> None:
-    """Write generated tasks from Reasoning Gym (pip install reasoning-gym): questions and answers."""
+    """Write generated tasks of Reasoning Gym.
+
+    Needs the package: pip install reasoning-gym.
+    """
     from cfpo_verl.data_prep import reasoning_gym_tasks as source
 
     _print_paths(source.prepare(out, task=task, count=count, held_out=held_out, seed=seed))
@@ -137,24 +159,22 @@ def _prepare_command(source: Source) -> Callable[..., None]:
         typer.echo(path)
 
     note = " For evaluation only: training on it spoils a benchmark." if source.evaluation_only else ""
-    command.__doc__ = f"Write {source.name} ({source.hub_id}, licence: {source.licence}).{note}"
+    minus = f" minus {source.excludes.name}" if source.excludes else ""
+    command.__doc__ = f"Write {source.hub_id}{minus}.\n\nLicence: {source.licence}.{note}"
     return command
 
 
 def _epilog(source: Source) -> str:
     split = source.splits[0]
-    return (
-        f"Examples: cfpo-verl data prepare {source.name} --out data/{source.name} --split {split};  "
-        f"cfpo-verl data prepare {source.name} --out data/{source.name} --source {source.name}.jsonl "
-        "--limit 1000 --seed 0"
-    )
+    command = f"cfpo-verl data prepare {source.name} --out data/{source.name}"
+    return epilog(f"{command} --split {split}", f"{command} --source {source.name}.jsonl --limit 1000 --seed 0")
 
 
 for _source in SOURCES.values():
     prepare_app.command(_source.name, epilog=_epilog(_source))(_prepare_command(_source))
 
 
-@app.command("list", epilog="Example: cfpo-verl data list")
+@app.command("list", epilog=epilog("cfpo-verl data list"))
 def list_sources() -> None:
     """List the public data sets that `data prepare` knows."""
     table = Table("name", "use", "hub id", "splits", "licence", "prompt")
@@ -165,8 +185,10 @@ def list_sources() -> None:
 
 
 @app.command(
-    epilog="Examples: cfpo-verl data validate data/gsm8k/train.parquet;  "
-    "cfpo-verl data validate train.parquet test.parquet --tokenizer models/tiny --max-prompt-tokens 1024",
+    epilog=epilog(
+        "cfpo-verl data validate data/gsm8k/train.parquet",
+        "cfpo-verl data validate train.parquet test.parquet --tokenizer models/tiny --max-prompt-tokens 1024",
+    ),
 )
 def validate(
     files: Annotated[list[Path], typer.Argument(help="Parquet files to check.", metavar="FILE...")],
@@ -175,7 +197,10 @@ def validate(
         int | None, typer.Option(help="Report prompts longer than this many tokens.", min=1)
     ] = None,
 ) -> None:
-    """Check every row: types, prompts, gold answers against the reward, data sources, repeated problems."""
+    """Check every row of training data.
+
+    Checks types, prompts, gold answers against the reward, data sources and repeated problems.
+    """
     from cfpo_verl.data_prep.tokens import token_counter
     from cfpo_verl.data_prep.validate import validate as find_problems
 
@@ -189,7 +214,7 @@ def validate(
 
 
 @app.command(
-    epilog="Example: cfpo-verl data mix --out mixed.parquet data/gsm8k/train.parquet:0.7 data/math/train.parquet:0.3",
+    epilog=epilog("cfpo-verl data mix --out mixed.parquet data/gsm8k/train.parquet:0.7 data/math/train.parquet:0.3"),
 )
 def mix(
     parts: Annotated[list[str], typer.Argument(help="Files with their weights.", metavar="FILE:WEIGHT...")],
@@ -199,7 +224,10 @@ def mix(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed for which rows are drawn and their order.")] = 0,
 ) -> None:
-    """Draw rows from several files in given proportions, without repetition, and shuffle them."""
+    """Mix several files in given proportions.
+
+    Rows are drawn without repetition and shuffled.
+    """
     from cfpo_verl.data_prep import mix as mixing
 
     counts = mixing.mix([mixing.Part.parse(part) for part in parts], out, rows, seed)
@@ -209,16 +237,21 @@ def mix(
 
 
 @app.command(
-    epilog="Example: cfpo-verl data decontaminate data/gsm8k/train.parquet --against data/gsm8k/test.parquet "
-    "--against data/math500/test.parquet --out clean.parquet",
+    epilog=epilog(
+        "cfpo-verl data decontaminate data/gsm8k/train.parquet --against data/gsm8k/test.parquet "
+        "--against data/math500/test.parquet --out clean.parquet"
+    ),
 )
 def decontaminate(
-    train: Annotated[Path, typer.Argument(help="Parquet file to clean.")],
+    train: Annotated[Path, typer.Argument(help="Parquet file to clean.", metavar="FILE")],
     against: Annotated[list[Path], typer.Option(help="Evaluation file. May be given several times.")],
     out: Annotated[Path, typer.Option(help="Parquet file to write; a report of the rows left out goes beside it.")],
     words: Annotated[int, typer.Option(help="Number of consecutive shared words that counts as contamination.")] = 8,
 ) -> None:
-    """Remove training problems that share a run of words with an evaluation problem."""
+    """Remove training problems that overlap an evaluation set.
+
+    A problem is removed if it shares a run of words with an evaluation problem.
+    """
     from cfpo_verl.data_prep import decontaminate as cleaning
 
     with Progress(console=progress_console()) as bar:
@@ -236,17 +269,22 @@ def decontaminate(
 
 
 @app.command(
-    epilog="Examples: cfpo-verl data stats data/gsm8k/train.parquet;  "
-    "cfpo-verl data stats data/gsm8k/train.parquet --tokenizer models/tiny --out lengths.png",
+    epilog=epilog(
+        "cfpo-verl data stats data/gsm8k/train.parquet",
+        "cfpo-verl data stats data/gsm8k/train.parquet --tokenizer models/tiny --out lengths.png",
+    ),
 )
 def stats(
-    file: Annotated[Path, typer.Argument(help="Parquet file to describe.")],
+    file: Annotated[Path, typer.Argument(help="Parquet file to describe.", metavar="FILE")],
     out: Annotated[
         Path | None, typer.Option(help="PNG file to draw.", show_default="beside the file, as .lengths.png")
     ] = None,
     tokenizer: _Tokenizer = None,
 ) -> None:
-    """Print the rows, prompt lengths and kinds of answers of each data source, and draw the lengths."""
+    """Describe each data source: rows, prompt lengths, answers.
+
+    Prints a table and draws the prompt lengths.
+    """
     from cfpo_verl.data_prep import stats as counting
     from cfpo_verl.data_prep.tokens import token_counter
 

@@ -9,7 +9,7 @@ import typer
 from cfpo_verl import doctor
 from cfpo_verl.composing import compose
 from cfpo_verl.doctor import report
-from cfpo_verl.terminal import App
+from cfpo_verl.terminal import App, epilog
 
 app = App()
 
@@ -17,10 +17,12 @@ app = App()
 @app.command(
     context_settings={"ignore_unknown_options": True},  # such as ~key
     no_args_is_help=True,
-    epilog="Examples: cfpo-verl doctor experiment=cpu_quickstart;  "
-    "cfpo-verl doctor experiment=math_8gpu topology=2x8 --elsewhere --json;  "
-    "RAY_ADDRESS=head:6379 cfpo-verl doctor experiment=math_8gpu --ray.  "
-    "Exit status: 0 nothing failed (there may be warnings); 1 a check failed; 2 invalid arguments.",
+    epilog=epilog(
+        "cfpo-verl doctor experiment=cpu_quickstart",
+        "cfpo-verl doctor experiment=math_8gpu topology=2x8 --elsewhere --json",
+        "RAY_ADDRESS=head:6379 cfpo-verl doctor experiment=math_8gpu --ray",
+        exit_status="0 nothing failed (there may be warnings); 1 a check failed; 2 invalid arguments",
+    ),
 )
 def _doctor(
     overrides: Annotated[
@@ -39,7 +41,7 @@ def _doctor(
 ) -> None:
     """Check a run without starting anything: versions, plugin, config, data, reward, model, this machine.
 
-    `cfpo-verl train` makes the same checks and refuses to start on a failure. docs/doctor.md explains each.
+    `cfpo-verl train` runs the same checks and refuses to start if one fails. docs/doctor.md explains each.
     """
     options = [override for override in overrides if override.startswith("-")]
     if options:

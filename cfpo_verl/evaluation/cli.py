@@ -7,17 +7,26 @@ from typing import Annotated
 import typer
 
 from cfpo_verl.evaluation.sets import EvaluationError
-from cfpo_verl.terminal import App
+from cfpo_verl.terminal import App, epilog
 
-app = App("Evaluate a model: accuracy with confidence intervals, from its own responses.", no_args_is_help=True)
+app = App(
+    "Evaluate a model: accuracy with confidence intervals, from its own responses.",
+    no_args_is_help=True,
+    epilog=epilog(
+        "cfpo-verl eval run runs/cpu_quickstart_cfpo_seed0 --sets arithmetic --out evals/cfpo",
+        "cfpo-verl eval compare evals/grpo evals/cfpo",
+    ),
+)
 
 
 @app.command(
     "run",
-    epilog="Examples: cfpo-verl eval run Qwen/Qwen2.5-Math-1.5B --sets aime24,math500 --n 32 --temperature 0.6 "
-    "--out evals/base;  cfpo-verl eval run runs/cpu_quickstart_cfpo_seed0 --sets arithmetic --out evals/cfpo;  "
-    "cfpo-verl eval run MODEL --sets math_suite --n 32 --data-parallel 8 --out evals/suite.  "
-    "Exit status: 0 done; 1 failed while generating; 2 invalid input; 130 interrupted (run it again to resume).",
+    epilog=epilog(
+        "cfpo-verl eval run Qwen/Qwen2.5-Math-1.5B --sets aime24,math500 --n 32 --temperature 0.6 --out evals/base",
+        "cfpo-verl eval run runs/cpu_quickstart_cfpo_seed0 --sets arithmetic --out evals/cfpo",
+        "cfpo-verl eval run MODEL --sets math_suite --n 32 --data-parallel 8 --out evals/suite",
+        exit_status="0 done; 1 failed while generating; 2 invalid input; 130 interrupted (run it again to resume)",
+    ),
 )
 def eval_run(
     model: Annotated[
@@ -63,9 +72,10 @@ def eval_run(
     ] = "{}",
     trust_remote_code: Annotated[bool, typer.Option(help="Allow the model folder's own Python code to run.")] = False,
 ) -> None:
-    """Generate responses with vLLM, score them, and print avg@n, pass@k and maj@k with 95 percent intervals.
+    """Generate responses with vLLM, score them and print metrics.
 
-    verl's own code builds the prompts, so the numbers are comparable with validation during training.
+    The metrics are avg@n, pass@k and maj@k with 95 percent intervals. verl's own code builds the prompts, so the
+    numbers are comparable with validation during training.
     """
     from cfpo_verl.evaluation.running import RunOptions, run
     from cfpo_verl.evaluation.tables import print_summary
@@ -102,7 +112,7 @@ def eval_run(
 
 
 @app.command(
-    "score", epilog="Example: cfpo-verl eval score generations.parquet --out evals/others --name 'another model'"
+    "score", epilog=epilog("cfpo-verl eval score generations.parquet --out evals/others --name 'another model'")
 )
 def eval_score(
     file: Annotated[Path, typer.Argument(help="Parquet file with responses.", metavar="FILE.parquet")],
@@ -111,9 +121,10 @@ def eval_score(
         str | None, typer.Option(help="Name of the evaluation in tables.", show_default="name of the file")
     ] = None,
 ) -> None:
-    """Score responses generated elsewhere: columns response (or a list, responses), data_source and gold.
+    """Score responses generated elsewhere.
 
-    verl's own columns work too: reward_model for gold, extra_info for the problem.
+    The file needs the columns response (or responses, a list), data_source and gold. verl's own columns work too:
+    reward_model for gold, extra_info for the problem.
     """
     from cfpo_verl.evaluation.running import score
     from cfpo_verl.evaluation.tables import print_summary
@@ -123,14 +134,18 @@ def eval_score(
 
 
 @app.command(
-    "compare", epilog="Examples: cfpo-verl eval compare evals/grpo evals/cfpo;  cfpo-verl eval compare A B --json"
+    "compare",
+    epilog=epilog("cfpo-verl eval compare evals/grpo evals/cfpo", "cfpo-verl eval compare A B --json"),
 )
 def eval_compare(
     first: Annotated[Path, typer.Argument(help="Folder of the first evaluation.", metavar="FIRST")],
     second: Annotated[Path, typer.Argument(help="Folder of the second evaluation.", metavar="SECOND")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with one object per row.")] = False,
 ) -> None:
-    """Compare two evaluations on the problems they share: difference, 95 percent interval, sign test."""
+    """Compare two evaluations on the problems they share.
+
+    Prints the difference of each metric with a 95 percent interval, and a sign test.
+    """
     from cfpo_verl.evaluation.comparison import compare
     from cfpo_verl.evaluation.tables import print_comparison
 

@@ -5,14 +5,16 @@ from typing import Annotated
 
 import typer
 
-from cfpo_verl.terminal import App
+from cfpo_verl.terminal import App, epilog
 
 app = App()
 
 
 @app.command(
-    epilog="Examples: cfpo-verl export runs/math_cfpo --out models/math_cfpo;  "
-    "cfpo-verl export runs/math_cfpo/checkpoints/global_step_200 --out models/step_200 --evaluation evals/math_cfpo",
+    epilog=epilog(
+        "cfpo-verl export runs/math_cfpo --out models/math_cfpo",
+        "cfpo-verl export runs/math_cfpo --step 200 --out models/step_200 --evaluation evals/math_cfpo",
+    ),
 )
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Run folder or verl checkpoint.", metavar="RUN_DIR_OR_CHECKPOINT")],

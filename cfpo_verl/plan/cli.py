@@ -11,16 +11,18 @@ from cfpo_verl.plan import PlanError, default_gpu, report
 from cfpo_verl.plan.hardware import find_gpu
 from cfpo_verl.plan.read_config import read_run
 from cfpo_verl.plan.scale import scale as scale_up
-from cfpo_verl.terminal import App, wide_console
+from cfpo_verl.terminal import App, epilog, wide_console
 
 app = App()
 
 
 @app.command(
-    epilog="Examples: cfpo-verl plan experiment=cpu_quickstart;  "
-    "cfpo-verl plan experiment=cpu_quickstart trainer.device=cuda trainer.n_gpus_per_node=8 "
-    "actor_rollout_ref.model.path=Qwen/Qwen2.5-7B --gpu H100-80GB --scale --figure scale.png.  "
-    "Exit status: 0 the run fits; 1 it does not; 2 invalid input.",
+    epilog=epilog(
+        "cfpo-verl plan experiment=cpu_quickstart",
+        "cfpo-verl plan experiment=math_8gpu policy_model=qwen3_8b topology=2x8",
+        "cfpo-verl plan experiment=math_8gpu --gpu H100-80GB --scale --figure scale.png",
+        exit_status="0 the run fits; 1 it does not; 2 invalid input",
+    ),
 )
 def plan(
     overrides: Annotated[

@@ -9,17 +9,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from cfpo_verl.report import build
-from cfpo_verl.terminal import App, progress_console, wide_console
+from cfpo_verl.terminal import App, epilog, progress_console, wide_console
 
 app = App()
 
 
 @app.command(
-    epilog="Examples: cfpo-verl report runs/cpu_quickstart_cfpo_seed0;  "
-    "cfpo-verl report runs/*cfpo_seed? runs/*vanilla_seed? evals/cfpo --out compare;  "
-    "cfpo-verl report tensorboard_log/project wandb_export.csv --out old_runs --figures figures;  "
-    "cfpo-verl report runs/cpu_quickstart_cfpo_seed0 --watch.  "
-    "Exit status: 0 written; 2 invalid input.",
+    epilog=epilog(
+        "cfpo-verl report runs/cpu_quickstart_cfpo_seed0",
+        "cfpo-verl report runs/*cfpo_seed? runs/*vanilla_seed? evals/cfpo --out compare",
+        "cfpo-verl report tensorboard_log/project wandb_export.csv --out old_runs --figures figures",
+        "cfpo-verl report runs/cpu_quickstart_cfpo_seed0 --watch",
+        exit_status="0 written; 2 invalid input",
+    ),
 )
 def report(
     inputs: Annotated[

@@ -15,11 +15,16 @@ from cfpo_verl.run_dir import RunDirError, read_metrics
 from cfpo_verl.sites import JobError
 from cfpo_verl.slurm import client, jobs
 from cfpo_verl.slurm.client import QueueError
-from cfpo_verl.terminal import App
+from cfpo_verl.terminal import App, epilog
 
 app = App(
-    "Run experiments as SLURM jobs, on one node or many. docs/slurm.md goes from an empty file to a running job.",
+    "Run experiments as SLURM jobs, on one node or many. docs/slurm.md is a walkthrough.",
     no_args_is_help=True,
+    epilog=epilog(
+        "mkdir -p cluster && cfpo-verl slurm example > cluster/mysite.yaml",
+        "cfpo-verl slurm submit experiment=math_8gpu topology=2x8 cluster=mysite run_dir=/shared/runs/a",
+        "cfpo-verl slurm status /shared/runs/a",
+    ),
 )
 
 Overrides = Annotated[
@@ -32,13 +37,13 @@ Template = Annotated[
 ConfigDir = Annotated[Path, typer.Option(help="Folder that contains cluster/NAME.yaml for cluster=NAME.")]
 Multirun = Annotated[
     bool,
-    typer.Option("--multirun", help="Submit a job array with one job per combination, as in seed=0,1 algo=cfpo,grpo."),
+    typer.Option("--multirun", help="Make a job array with one job per combination, as in seed=0,1 algo=cfpo,grpo."),
 ]
 Folder = Annotated[Path, typer.Argument(help="Run folder, or folder of a sweep.", metavar="RUN_DIR")]
 _ANYTHING = {"ignore_unknown_options": True}  # such as ~key
 
 
-@app.command(epilog="Example: mkdir -p cluster && cfpo-verl slurm example > cluster/mysite.yaml")
+@app.command(epilog=epilog("mkdir -p cluster && cfpo-verl slurm example > cluster/mysite.yaml"))
 def example() -> None:
     """Print a cluster file to fill in, with every key explained."""
     typer.echo((files("cfpo_verl.hydra_configs") / "cluster" / "example.yaml").read_text(), nl=False)
@@ -46,7 +51,7 @@ def example() -> None:
 
 @app.command(
     context_settings=_ANYTHING,
-    epilog="Example: cfpo-verl slurm render experiment=math_8gpu topology=2x8 cluster=mysite run_dir=/shared/runs/a",
+    epilog=epilog("cfpo-verl slurm render experiment=math_8gpu topology=2x8 cluster=mysite run_dir=/shared/runs/a"),
 )
 def render(
     overrides: Overrides,
@@ -54,15 +59,20 @@ def render(
     config_dir: ConfigDir = Path(),
     multirun: Multirun = False,
 ) -> None:
-    """Write the batch script, the resolved config and a manifest into the run folder. Nothing leaves this machine."""
+    """Write the batch script into the run folder; queue nothing.
+
+    The resolved config and a manifest go beside it. Nothing leaves this machine.
+    """
     typer.echo(jobs.write(*jobs.plan(overrides, config_dir, multirun), template))
 
 
 @app.command(
     context_settings=_ANYTHING,
-    epilog="Examples: cfpo-verl slurm submit experiment=math_8gpu topology=2x8 cluster=mysite run_dir=/shared/runs/a;  "
-    "cfpo-verl slurm submit experiment=gsm8k_1gpu cluster=mysite seed=0,1,2 algo=cfpo,grpo --multirun.  "
-    "Exit status: 0 queued; 1 sbatch refused the job; 2 a check failed or invalid arguments, nothing was queued.",
+    epilog=epilog(
+        "cfpo-verl slurm submit experiment=math_8gpu topology=2x8 cluster=mysite run_dir=/shared/runs/a",
+        "cfpo-verl slurm submit experiment=gsm8k_1gpu cluster=mysite seed=0,1,2 algo=cfpo,grpo --multirun",
+        exit_status="0 queued; 1 sbatch refused the job; 2 a check failed or invalid arguments, nothing was queued",
+    ),
 )
 def submit(
     overrides: Overrides,
@@ -70,7 +80,10 @@ def submit(
     config_dir: ConfigDir = Path(),
     multirun: Multirun = False,
 ) -> None:
-    """Check the run as `cfpo-verl doctor --elsewhere` does, write its script, queue it, and print the job id."""
+    """Check a run, write its batch script, queue it, print the job id.
+
+    The checks are those of `cfpo-verl doctor --elsewhere`.
+    """
     cluster, home, runs = jobs.plan(overrides, config_dir, multirun)
     for number, run in enumerate(runs, start=1):
         if len(runs) > 1:
@@ -92,7 +105,7 @@ def submit(
         typer.echo(f"cfpo-verl slurm {what} {home}", err=True)
 
 
-@app.command(epilog="Example: cfpo-verl slurm status runs/math_8gpu_cfpo")
+@app.command(epilog=epilog("cfpo-verl slurm status runs/math_8gpu_cfpo"))
 def status(folder: Folder) -> None:
     """Print the job's state, number of attempts and last training step."""
     job_id = jobs.last_job(folder)
@@ -117,19 +130,22 @@ def status(folder: Folder) -> None:
             typer.echo(f"  {last}")
 
 
-@app.command(epilog="Example: cfpo-verl slurm logs -f runs/math_8gpu_cfpo")
+@app.command(epilog=epilog("cfpo-verl slurm logs -f runs/math_8gpu_cfpo"))
 def logs(
     folder: Folder,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing new lines until Ctrl-C.")] = False,
     lines: Annotated[int, typer.Option(help="Number of lines from each file.", min=1)] = 20,
 ) -> None:
-    """Print the last lines of the latest attempt's logs: the job, the driver, and Ray on each node."""
+    """Print the end of the latest attempt's logs.
+
+    These are the logs of the job, of the driver, and of Ray on each node.
+    """
     found = [file for run_dir in jobs.run_dirs_of(folder) for file in sorted(jobs.logs_of(run_dir).glob("*.txt"))]
     # The familiar tool, in place of this process.
     os.execvp("tail", ["tail", "-n", str(lines), *(["-F"] if follow else []), *map(str, found)])
 
 
-@app.command(epilog="Example: cfpo-verl slurm cancel runs/math_8gpu_cfpo")
+@app.command(epilog=epilog("cfpo-verl slurm cancel runs/math_8gpu_cfpo"))
 def cancel(folder: Folder) -> None:
     """Cancel the job of a run folder.
 
