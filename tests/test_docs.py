@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import PROJECT
 
-from cfpo_verl import plugin
+from cfpo_verl import __version__, plugin
 from cfpo_verl.config_groups import names
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = PROJECT / "docs"
+PAGES = sorted([*PROJECT.glob("*.md"), *DOCS.glob("*.md"), *PROJECT.glob("examples/**/*.md")])
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +48,22 @@ def test_the_page_names_every_loss_and_metric():
     assert len(reported) == 10
     documented = set(re.findall(r"^\| `(actor/[\w/]+)` \|", page, flags=re.MULTILINE))
     assert documented == {name if name.startswith("actor/") else f"actor/{name}" for name in reported}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_links_within_the_project_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)\s]*)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", file.read_text(), flags=re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings], target
+
+
+def test_the_changelog_begins_with_this_version():
+    versions = re.findall(r"^## (.*)", (PROJECT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    dated = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)", version) for version in versions]
+    assert all(dated), versions
+    assert dated[0][1] == __version__
+    assert sorted(dates := [match[2] for match in dated], reverse=True) == dates
