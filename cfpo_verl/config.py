@@ -30,15 +30,19 @@ def _check_number(name: str, value: object) -> None:
 
 
 @dataclass
-class ClippingFreeLossConfig(PolicyLossConfig):
-    """What verl's actor needs to know of a loss of ours: its name, its function and its options.
+class TokenLossConfig(PolicyLossConfig):
+    """Base class of the options of a token loss: its name, its function and, as fields, its options.
 
-    verl builds policy_loss from a subclass, so a misspelt key is an error. verl's `actor.clip_ratio`,
-    `clip_ratio_low` and `clip_ratio_high` have no influence on the losses.
+    `cfpo_verl.plugin.register_token_loss` adds the loss to verl; docs/extending.md has a complete example. verl builds
+    policy_loss from the subclass, so a misspelt key is an error.
     """
 
     NAME: ClassVar[str]
+    """Name of the loss in verl's registry, which `loss_mode` must have too."""
+
     score: ClassVar[Callable[..., TokenLoss]]
+    """A `staticmethod`, called with log_prob, old_log_prob, advantages and response_mask (boolean), each [B, T], and
+    the `options` by name."""
 
     def __post_init__(self) -> None:
         """Refuse a loss_mode that would leave the options without effect."""
@@ -55,6 +59,39 @@ class ClippingFreeLossConfig(PolicyLossConfig):
         Args:
             actor: The config of the actor that the loss belongs to.
         """
+
+    def metrics(self, sums: dict[str, float], tokens: float) -> dict[str, float]:
+        """Return the metrics of a micro-batch: the mean over response tokens of each statistic, under its own name.
+
+        Args:
+            sums: The statistics that `score` returned.
+            tokens: How many response tokens there are, possibly 0.
+        """
+        return {name: total / max(tokens, 1) for name, total in sums.items()}
+
+
+@dataclass
+class ClippingFreeLossConfig(TokenLossConfig):
+    """Base class of the options of our losses, which share their metrics.
+
+    verl's `actor.clip_ratio`, `clip_ratio_low` and `clip_ratio_high` have no influence on the losses.
+    """
+
+    def metrics(self, sums: dict[str, float], tokens: float) -> dict[str, float]:
+        """Return the metrics of a micro-batch; docs/losses.md has their formulas."""
+        totals = {
+            "actor/pg_clipfrac": sums["past_optimum"],
+            "actor/pg_clipfrac_lower": sums["past_optimum_low"],
+            "actor/ppo_kl": -sums["log_ratio"],
+            "cfpo/ratio_deviation": sums["ratio_deviation"],
+            "cfpo/tv_distance": sums["ratio_deviation"] / 2,
+            "cfpo/penalty": sums["penalty"],
+            "cfpo/corrective_frac": sums["corrective"],
+            "cfpo/rescued_frac": sums["rescued"],
+            "cfpo/outlier_frac": sums["outlier"],
+            "cfpo/zero_advantage_frac": tokens - sums["nonzero_advantage"],
+        }
+        return super().metrics(totals, tokens)
 
 
 @dataclass

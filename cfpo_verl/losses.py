@@ -24,12 +24,11 @@ MAX_LOG_RATIO = 20.0
 # A hair below exp(20), so that rounding in exp cannot hide that a log-ratio was held there.
 _HELD_RATIO = 4.851e8
 
-# What a TokenLoss sums over response tokens; the docs of the metrics have the formulas.
+# What our losses sum over response tokens; the docs of the metrics have the formulas.
 STATISTICS = (
     "log_ratio",  # log pi - log pi_old
     "ratio_deviation",  # |r - 1|
     "penalty",
-    "tokens",
     "past_optimum",  # tokens past the optimum: sign(A) * (r - 1) * k > 1
     "past_optimum_low",  # those of them with A < 0
     "corrective",  # tokens whose gradient pulls them back
@@ -40,14 +39,17 @@ STATISTICS = (
 
 
 class TokenLoss(NamedTuple):
-    """A loss per token and what is worth knowing about it."""
+    """A loss per token, before averaging, and its statistics. Losses of other packages return one as well."""
 
     values: torch.Tensor
-    """Loss per token, in reward units, before averaging; 0 on padding. Shape [B, T]. Carries the gradient."""
+    """Loss per token, in reward units; finite on padding. Shape [B, T]. Carries the gradient."""
 
     statistics: torch.Tensor
-    """Sums over response tokens, in the order of `STATISTICS`, still on the device. Not differentiable. If a log-ratio
-    or an advantage of a response token is NaN or infinite, so is one of these."""
+    """Sums over response tokens, one for each name, still on the device. Shape [S]. If a log-ratio or an advantage of
+    a response token is NaN or infinite, one of these is, or one of the values."""
+
+    names: tuple[str, ...]
+    """Names of the statistics. Those of our losses are `STATISTICS`."""
 
 
 class NonFiniteError(ValueError):
@@ -76,7 +78,6 @@ class _ClippingFreeLoss(torch.autograd.Function):
         dtype = torch.promote_types(log_prob.dtype, torch.float32)
         mask = response_mask.bool()
         padding = ~mask
-        tokens = mask.sum()
         log_ratio = (log_prob.to(dtype) - old_log_prob.to(dtype)).masked_fill_(padding, 0)
         advantages = advantages.to(dtype).masked_fill(padding, 0)
         log_ratio_sum = log_ratio.sum()
@@ -113,7 +114,7 @@ class _ClippingFreeLoss(torch.autograd.Function):
         if tail_start is None:
             held = ratio >= _HELD_RATIO
             slope.masked_fill_(held, 0)
-            corrective = past_sum - torch.count_nonzero(past.logical_and_(held))
+            corrective = torch.count_nonzero(past > held)
         rescued = corrective
         if ppo_epsilons is not None:
             low, high = ppo_epsilons
@@ -121,7 +122,6 @@ class _ClippingFreeLoss(torch.autograd.Function):
             rescued = torch.count_nonzero(clipped.logical_and_(slope != 0))
         counts = torch.stack(
             [
-                tokens,
                 past_sum,
                 past_low,
                 corrective,
@@ -134,15 +134,14 @@ class _ClippingFreeLoss(torch.autograd.Function):
         statistics = torch.cat([sums, counts])
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(statistics)
+        ctx.set_materialize_grads(False)  # of the statistics, which autograd would make in each backward pass
         return values, statistics
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, grad_values: torch.Tensor, _grad_statistics: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_values: torch.Tensor | None, _grad_statistics: None) -> tuple[torch.Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
-        return (grad_values * slope, *[None] * 7)
+        return (None if grad_values is None else grad_values * slope, *[None] * 7)
 
 
 def cfpo_token_loss(
@@ -385,8 +384,7 @@ def _apply(
     per_sequence: bool = False,
 ) -> TokenLoss:
     # autograd.Function takes arguments by position only.
-    return TokenLoss(
-        *_ClippingFreeLoss.apply(
-            log_prob, old_log_prob, advantages, response_mask, curvature, tail_start, ppo_epsilons, per_sequence
-        )
+    values, statistics = _ClippingFreeLoss.apply(
+        log_prob, old_log_prob, advantages, response_mask, curvature, tail_start, ppo_epsilons, per_sequence
     )
+    return TokenLoss(values, statistics, STATISTICS)

@@ -56,8 +56,8 @@ _PLATFORM = "verl.plugin.platform"
 _TRAINER = "verl.trainer.ppo.v1.trainer_base"
 _FSDP_CHECKPOINTS = "verl.utils.checkpoint.fsdp_checkpoint_manager"
 USES = (
-    Use(_CORE, "POLICY_LOSS_REGISTRY", "plugin", "to refuse a name that verl has already"),
-    Use(_CORE, "ADV_ESTIMATOR_REGISTRY", "doctor.environment", "to see what a fresh process has"),
+    Use(_CORE, "POLICY_LOSS_REGISTRY", "plugin, doctor", "to refuse a name that verl has already"),
+    Use(_CORE, "ADV_ESTIMATOR_REGISTRY", "plugin, doctor", "to refuse a name that verl has already"),
     Use(_CORE, "register_policy_loss", "plugin", "adds the losses", ("name",)),
     Use(_CORE, "register_adv_est", "plugin", "adds the estimators", ("name_or_enum",)),
     Use(

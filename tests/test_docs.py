@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import verl  # noqa: F401 - loads the plugin
 from conftest import PROJECT
 
-from cfpo_verl import __version__, plugin
+from cfpo_verl import __version__, config
 from cfpo_verl.config_groups import names
 
 DOCS = PROJECT / "docs"
@@ -44,7 +45,7 @@ def test_the_page_names_every_loss_and_metric():
     page = (DOCS / "losses.md").read_text()
     for loss in names("policy_loss"):
         assert f"| `{loss}` |" in page
-    reported = re.findall(r'"((?:actor|cfpo)/\w+)": ', Path(plugin.__file__).read_text())
+    reported = re.findall(r'"((?:actor|cfpo)/\w+)": ', Path(config.__file__).read_text())
     assert len(reported) == 10
     documented = set(re.findall(r"^\| `(actor/[\w/]+)` \|", page, flags=re.MULTILINE))
     assert documented == {name if name.startswith("actor/") else f"actor/{name}" for name in reported}

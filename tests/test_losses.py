@@ -322,7 +322,6 @@ def test_statistics_are_sums_over_response_tokens(loss, options):
     past = sign * (ratio - 1) > width
     surrogate = torch.where(mask, -advantages * ratio, 0)
     expected = {
-        "tokens": mask,
         "log_ratio": log_ratio,
         "ratio_deviation": (ratio - 1).abs(),
         "penalty": plain(loss, new, old, advantages, mask, **options).detach() - surrogate,

@@ -1,14 +1,16 @@
 """cfpo_verl.plugin: registration in fresh processes, and the adapter through verl's own types."""
 
 import re
+from dataclasses import dataclass
 
 import pytest
 import torch
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
-from cfpo_verl.config import LOSS_CONFIGS, CfpoLossConfig, CfpoSequenceLossConfig, DrpoLossConfig
-from cfpo_verl.losses import NonFiniteError
+from cfpo_verl.config import LOSS_CONFIGS, CfpoLossConfig, CfpoSequenceLossConfig, DrpoLossConfig, TokenLossConfig
+from cfpo_verl.losses import NonFiniteError, TokenLoss
+from cfpo_verl.plugin import register_group_estimator, register_token_loss, token_policy_loss
 
 PRINT_REGISTRY = "import verl; from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY as r; print(sorted(r))"
 
@@ -233,6 +235,91 @@ def test_drpo_compares_with_the_clipping_of_the_actor():
     assert [metrics["actor/pg_clipfrac"] for metrics in fractions] == [0, 0, 0]
 
 
+@dataclass
+class SquareLossConfig(TokenLossConfig):
+    """A loss of another form, with one statistic of its own."""
+
+    NAME = "square"
+    loss_mode: str = "square"
+    weight: float = 2.0
+
+    @staticmethod
+    def score(log_prob, old_log_prob, advantages, response_mask, *, weight):
+        log_ratio = (log_prob - old_log_prob).masked_fill(~response_mask, 0)
+        values = weight * log_ratio**2 - advantages.masked_fill(~response_mask, 0) * log_ratio
+        return TokenLoss(values, (log_ratio > 0.1).sum().view(1), ("square/above",))
+
+    def options(self, actor):
+        return {"weight": self.weight}
+
+
+def call_square(batch, config=None, **arguments):
+    config = config or actor_config(SquareLossConfig())
+    return token_policy_loss(**batch, config=config, **arguments)
+
+
+def test_another_loss_reports_the_means_of_its_own_statistics_alone():
+    batch = make_batch()
+    weights = torch.rand(4, 6)
+    _loss, metrics = call_square(batch, rollout_is_weights=weights)
+    log_ratio = (batch["log_prob"] - batch["old_log_prob"])[batch["response_mask"]]
+    assert metrics == {"square/above": pytest.approx((log_ratio > 0.1).float().mean().item())}
+    assert 0 < metrics["square/above"] < 1
+
+
+def test_another_loss_is_weighed_and_aggregated_as_ours():
+    batch, mask = make_batch(), make_batch()["response_mask"]
+    weights = torch.rand(4, 6)
+    loss, _metrics = call_square(batch, rollout_is_weights=weights, loss_agg_mode="seq-mean-token-mean")
+    log_ratio = batch["log_prob"] - batch["old_log_prob"]
+    values = (2 * log_ratio**2 - batch["advantages"] * log_ratio) * weights
+    torch.testing.assert_close(loss, (torch.where(mask, values, 0).sum(-1) / mask.sum(-1)).mean())
+
+
+def test_another_loss_without_response_tokens():
+    batch = make_batch()
+    batch["response_mask"] = torch.zeros(4, 6)
+    config = actor_config(SquareLossConfig())
+    config.global_batch_info.update(batch_num_tokens=17, global_batch_size=4, dp_size=1)
+    assert call_square(batch, config) == (0, {"square/above": 0})
+
+
+@pytest.mark.parametrize("name", ["log_prob", "old_log_prob", "advantages"])
+def test_what_is_not_finite_is_seen_in_the_loss_where_no_statistic_tells(name):
+    batch = make_batch()
+    with torch.no_grad():
+        batch[name][3, 4] = float("nan")
+    with pytest.raises(NonFiniteError, match=rf"1 of 17 values of {name} are NaN or infinite \(row 3 position 4\)"):
+        call_square(batch)
+
+
+@pytest.mark.parametrize(
+    ("values", "statistics", "message"),
+    [
+        ((), (1,), r"the loss square returned values of shape \(\), but verl needs one for each token, \(4, 6\)"),
+        ((4, 1), (1,), r"returned values of shape \(4, 1\)"),
+        ((4, 6), (4, 6), r"returned statistics of shape \(4, 6\) for 1 names\. .* for each of: square/above"),
+        ((4, 6), (), r"returned statistics of shape \(\) for 1 names"),
+        ((4, 6), (2,), r"returned statistics of shape \(2,\) for 1 names"),
+    ],
+)
+def test_shapes_that_would_be_averaged_to_something_else_are_refused(monkeypatch, values, statistics, message):
+    returned = TokenLoss(torch.zeros(values), torch.zeros(statistics), ("square/above",))
+    monkeypatch.setattr(SquareLossConfig, "score", staticmethod(lambda *_tensors, **_options: returned))
+    with pytest.raises(ValueError, match=message):
+        call_square(make_batch())
+
+
+def test_a_name_that_verl_has_is_refused(monkeypatch):
+    monkeypatch.setattr(SquareLossConfig, "NAME", "vanilla")
+    vanilla = get_policy_loss_fn("vanilla")
+    with pytest.raises(RuntimeError, match=r"already has a policy loss called vanilla\. Choose another name"):
+        register_token_loss(SquareLossConfig)
+    assert get_policy_loss_fn("vanilla") is vanilla
+    with pytest.raises(RuntimeError, match="already has an advantage estimator called rloo"):
+        register_group_estimator("rloo", lambda rewards, _groups: rewards)
+
+
 def test_a_loss_of_that_name_in_verl_is_not_replaced(run_forked):
     code = (
         "from verl.trainer.ppo import core_algos; core_algos.register_policy_loss('drpo')(print); "
@@ -288,7 +375,7 @@ def test_logs_one_line_at_info_however_often_it_is_imported(run_forked):
     code = (
         "import logging; logging.getLogger('cfpo_verl').setLevel('INFO'); import verl, cfpo_verl.plugin as p; "
         "from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY as r; "
-        "assert r['cfpo'] is p.clipping_free_policy_loss"
+        "assert r['cfpo'] is p.token_policy_loss"
     )
     result = run_forked(code, VERL_USE_EXTERNAL_MODULES="cfpo_verl.plugin")
     assert result.returncode == 0, result.stderr
