@@ -28,7 +28,7 @@ def nodes():
         "open_files": 65536,
         "env": {},
     }
-    registry = (["cfpo", "vanilla"], ["cfpo_grpo", "grpo"], None)
+    registry = (["cfpo", "vanilla"], ["cfpo_grpo", "grpo"], {})
     resources = {"GPU": 8.0, "CPU": 32.0}
     return [cluster.Node(name, resources, dict(found), registry, "no output") for name in ("a", "b")]
 
@@ -53,11 +53,11 @@ def test_versions_that_differ(config, nodes):
 
 def test_a_node_without_the_plugin(config, nodes):
     nodes[1] = replace(
-        nodes[1], registry=(["vanilla"], ["cfpo_grpo"], "ModuleNotFoundError: No module named 'cfpo_verl'")
+        nodes[1], registry=(["vanilla"], ["cfpo_grpo"], {"cfpo": "ModuleNotFoundError: No module named 'cfpo_verl'"})
     )
     [problem] = failed(cluster.judge(config, nodes, WORD))
     assert problem.startswith(
-        "node b: policy_loss.loss_mode=cfpo is not in verl's registry in a fresh process, because"
+        "node b: policy_loss.loss_mode=cfpo is not in verl's registry in a fresh process, and a plugin is not loaded: "
     )
     assert "No module named 'cfpo_verl'" in problem
 

@@ -116,7 +116,7 @@ def test_registry_accepts_what_verl_has():
 
 
 def test_registry_names_what_verl_has():
-    probed = (["cfpo", "vanilla"], ["grpo", "rloo"], None)
+    probed = (["cfpo", "vanilla"], ["grpo", "rloo"], {})
     estimator, loss = failed(environment.judge_registries("cpfo", "gropo", probed, {}))
     assert loss == (
         "policy_loss.loss_mode=cpfo is not in verl's registry in a fresh process. Choose one of: cfpo, vanilla"

@@ -38,10 +38,12 @@ def our_losses() -> set[str]:
 def check_verl_config(config: DictConfig) -> Iterator[Finding]:
     """Build verl's typed config, our loss options included, and run verl's own validation."""
     from hydra.errors import InstantiationException
+    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-    from cfpo_verl.config import ClippingFreeLossConfig, check_aggregation
+    from cfpo_verl.config import TokenLossConfig, check_aggregation
+    from cfpo_verl.plugin import token_policy_loss
 
     try:
         # First, because an error in it should be reported as itself and not as one of the actor's.
@@ -63,7 +65,8 @@ def check_verl_config(config: DictConfig) -> Iterator[Finding]:
             "Set actor_rollout_ref.actor.ppo_mini_batch_size",
         )
         return
-    if policy_loss.loss_mode in our_losses() and not isinstance(policy_loss, ClippingFreeLossConfig):
+    adapted = POLICY_LOSS_REGISTRY.get(policy_loss.loss_mode) is token_policy_loss
+    if adapted and not isinstance(policy_loss, TokenLossConfig):
         yield failed(
             f"policy_loss.loss_mode={policy_loss.loss_mode} does not go with the options of "
             f"{type(policy_loss).__name__}",

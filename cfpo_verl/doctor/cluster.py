@@ -66,14 +66,14 @@ class Node:
         name: Its address.
         resources: Ray's, for example {"CPU": 32, "GPU": 8}.
         found: What the probe printed, None if it did not.
-        registry: Losses, estimators and the reason for a missing plugin, None if verl could not be imported.
+        registry: Losses, estimators and the plugins that are not loaded, None if verl could not be imported.
         error: The last words of the probe.
     """
 
     name: str
     resources: Mapping[str, float]
     found: Mapping[str, Any] | None
-    registry: tuple[list[str], list[str], str | None] | None
+    registry: tuple[list[str], list[str], dict[str, str]] | None
     error: str
 
 

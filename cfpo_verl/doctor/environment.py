@@ -26,19 +26,28 @@ _STRATEGY_MODULES = {
     "torchtitan": {"torchtitan": "pip install torchtitan"},
 }
 
-# Imported and printed by a fresh interpreter, as a Ray worker would: nothing of this process helps it.
+# Run by a fresh interpreter, as a Ray worker would: nothing of this process helps it. verl hides a plugin that fails to
+# load, so the reason is found by loading it again.
 REGISTRY_PROBE = """
 import json
+import os
+import sys
+from importlib import import_module
+from importlib.metadata import entry_points
 import verl
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
-losses, estimators, error = sorted(POLICY_LOSS_REGISTRY), sorted(ADV_ESTIMATOR_REGISTRY), None
-if "cfpo" not in losses:
-    try:
-        import cfpo_verl.plugin
-        error = "verl did not load it"
-    except Exception as failure:
-        error = f"{type(failure).__name__}: {failure}"
-print("registry=" + json.dumps([losses, estimators, error]))
+losses, estimators, not_loaded = sorted(POLICY_LOSS_REGISTRY), sorted(ADV_ESTIMATOR_REGISTRY), {}
+choice = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
+plugins = {"cfpo": "cfpo_verl.plugin", **{plugin.name: plugin.module for plugin in entry_points(group="verl.plugins")}}
+for name, module in plugins.items():
+    if module not in sys.modules:
+        not_loaded[name] = "verl did not load it"
+        if name == "cfpo" or choice == "auto" or name in choice.split(","):
+            try:
+                import_module(module)
+            except Exception as failure:
+                not_loaded[name] = f"{type(failure).__name__}: {failure}"
+print("registry=" + json.dumps([losses, estimators, not_loaded]))
 """
 
 
@@ -174,33 +183,34 @@ def check_registries(loss_mode: str, adv_estimator: str, env: Mapping[str, str])
 
 
 def judge_registries(
-    loss_mode: str, adv_estimator: str, probed: tuple[list[str], list[str], str | None], env: Mapping[str, str]
+    loss_mode: str, adv_estimator: str, probed: tuple[list[str], list[str], dict[str, str]], env: Mapping[str, str]
 ) -> Iterator[Finding]:
     """Say what is missing in the registries that a probe found.
 
     Args:
         loss_mode: Name of the loss.
         adv_estimator: Name of the advantage estimator.
-        probed: Losses, estimators, and why the plugin is not there, if it is not.
+        probed: Losses, estimators, and {plugin: reason} of the plugins that verl has not loaded.
         env: Environment of the process that was probed.
     """
-    losses, estimators, error = probed
+    losses, estimators, not_loaded = probed
+    reasons = "; ".join(f"{name} ({reason})" for name, reason in not_loaded.items())
+    suspects = f", and a plugin is not loaded: {reasons}" if reasons else ""
+    advice = "Reinstall that plugin in this environment, or choose" if reasons else "Choose"
+    policy = env.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
+    allowed = {name.strip() for name in policy.lower().split(",")}
+    if "auto" not in allowed and not_loaded.keys() - allowed:
+        advice = (
+            f"VERL_USE_EXTERNAL_PLUGINS={policy} disables it: unset that variable, or also set "
+            "VERL_USE_EXTERNAL_MODULES to its module, for example cfpo_verl.plugin. Without it choose"
+        )
     if adv_estimator not in estimators:
         yield failed(
-            f"algorithm.adv_estimator={adv_estimator} is not in verl's registry",
-            f"Choose one of: {', '.join(estimators)}",
+            f"algorithm.adv_estimator={adv_estimator} is not in verl's registry{suspects}",
+            f"{advice} one of: {', '.join(estimators)}",
         )
-    if loss_mode in losses:
-        return
-    message = f"policy_loss.loss_mode={loss_mode} is not in verl's registry in a fresh process"
-    if error is None:
-        yield failed(message, f"Choose one of: {', '.join(losses)}")
-        return
-    way_out = "Reinstall cfpo-verl in this environment (pip install cfpo-verl)"
-    policy = env.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
-    if policy.strip().lower() not in ("auto", "cfpo"):
-        way_out = (
-            f"VERL_USE_EXTERNAL_PLUGINS={policy} disables it: unset that variable, "
-            "or also set VERL_USE_EXTERNAL_MODULES=cfpo_verl.plugin"
+    if loss_mode not in losses:
+        yield failed(
+            f"policy_loss.loss_mode={loss_mode} is not in verl's registry in a fresh process{suspects}",
+            f"{advice} one of: {', '.join(losses)}",
         )
-    yield failed(f"{message}, because the plugin cfpo_verl.plugin is not loaded ({error})", way_out)
