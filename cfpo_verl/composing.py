@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hydra
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -59,6 +60,12 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
         return hydra.compose("train", overrides=list(overrides))
 
 
+def choices(group: str) -> list[str]:
+    """Return what can be chosen in a config group, for example "algo", the files of other packages included."""
+    with hydra.initialize_config_module("cfpo_verl.hydra_configs", version_base=None):
+        return sorted(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
 @contextmanager
 def explained(overrides: Sequence[str]) -> Iterator[None]:
     """Turn what Hydra and OmegaConf raise about overrides into an error with the way out.
@@ -86,7 +93,9 @@ def _explain(message: str, overrides: Sequence[str]) -> str:
     refused = re.search(r"Could not override '([^']+)'", message)
     if refused is None or not experiment:
         return message
-    config = _compose(experiment)
+    # Other options belong to another loss.
+    chosen = [override for override in overrides if re.fullmatch(r"(algo|policy_loss)=\w+", override)]
+    config = _compose([*experiment, *chosen])
 
     def keys(node: object, prefix: str) -> list[str]:
         if not isinstance(node, dict):

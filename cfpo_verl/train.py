@@ -15,9 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cfpo_verl import config_groups, doctor, resume, run_dir
+from cfpo_verl import doctor, resume, run_dir
 from cfpo_verl.checkpoints import Found, set_aside
-from cfpo_verl.composing import ConfigError, compose, explained, read_config
+from cfpo_verl.composing import ConfigError, choices, compose, explained, read_config
 from cfpo_verl.doctor import report
 from cfpo_verl.doctor.finding import failed
 from cfpo_verl.errors import UserError
@@ -297,7 +297,7 @@ def _dry_run(config: DictConfig, nodes: bool) -> int:
 
 
 def _describe_group(group: str) -> str:
-    members = textwrap.wrap(", ".join(config_groups.names(group)), width=80, break_on_hyphens=False)
+    members = textwrap.wrap(", ".join(choices(group)), width=80, break_on_hyphens=False)
     return f"  {f'{group}=':<19}" + f"\n{'':21}".join(members)
 
 
