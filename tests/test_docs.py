@@ -68,3 +68,13 @@ def test_the_changelog_begins_with_this_version():
     assert all(dated), versions
     assert dated[0][1] == __version__
     assert sorted(dates := [match[2] for match in dated], reverse=True) == dates
+
+
+def test_the_page_on_own_losses_quotes_the_example():
+    page = (DOCS / "extending.md").read_text()
+    quoted = dict(re.findall(r"^`([\w/.]+)`\n\n```\w+\n(.*?)```$", page, flags=re.MULTILINE | re.DOTALL))
+    assert len(quoted) == page.count("```") // 2 - 1  # all but the commands
+    example = DOCS.parent / "examples" / "own_loss"
+    assert quoted == {path: (example / path).read_text() for path in quoted}
+    files = {path.relative_to(example).as_posix() for path in example.rglob("*.*") if "__" not in str(path)}
+    assert quoted.keys() == files - {"README.md"}

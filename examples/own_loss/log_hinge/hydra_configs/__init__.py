@@ -1,0 +1,1 @@
+"""The config groups of log_hinge."""
