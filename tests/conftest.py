@@ -162,18 +162,29 @@ def stack_processes() -> set[int]:
     return found
 
 
-@pytest.fixture(scope="session")
-def finished(workplace: Path) -> tuple[Path, subprocess.CompletedProcess[str], set[int]]:
+def _train(workplace: Path, *overrides: str) -> tuple[Path, subprocess.CompletedProcess[str], set[int]]:
     """Run three steps with the console script, without an interruption; return the run folder and what was left."""
     before = stack_processes()
-    command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL]
-    command += ["run_dir=run", "trainer.total_training_steps=3", "trainer.save_freq=100"]
-    command += ["trainer.rollout_data_dir=run/rollouts", "trainer.validation_data_dir=run/validation"]
-    command += ["trainer.logger=[file,tensorboard]"]
+    [run_dir] = [override.removeprefix("run_dir=") for override in overrides if override.startswith("run_dir=")]
+    command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL, *overrides]
+    command += ["trainer.total_training_steps=3", "trainer.save_freq=100"]
     environment = clean_environment({"TENSORBOARD_DIR": str(workplace / "tensorboard")})
     result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-5000:]
-    return workplace / "run", result, stack_processes() - before
+    return workplace / run_dir, result, stack_processes() - before
+
+
+@pytest.fixture(scope="session")
+def finished(workplace: Path) -> tuple[Path, subprocess.CompletedProcess[str], set[int]]:
+    """A run with CFPO that keeps all that it can: responses, and metrics in two forms."""
+    dumps = ["trainer.rollout_data_dir=run/rollouts", "trainer.validation_data_dir=run/validation"]
+    return _train(workplace, "run_dir=run", *dumps, "trainer.logger=[file,tensorboard]")
+
+
+@pytest.fixture(scope="session")
+def finished_gspo(workplace: Path) -> tuple[Path, subprocess.CompletedProcess[str], set[int]]:
+    """A run with an algorithm and a loss of verl's, to compare with."""
+    return _train(workplace, "run_dir=runs/gspo", "algo=gspo")
 
 
 def skip_unless_ci(reason: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""From training to a model that is handed on: train with CFPO and with GRPO, evaluate, compare, report, export.
+"""From training to a model that is handed on: train with CFPO and with GSPO, evaluate, compare, report, export.
 
 Everything is real: verl, Ray, vLLM, verl's merger, transformers. The task and the batches are those of test_stack.py.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import SMALL, clean_environment
+from conftest import clean_environment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cfpo_verl.evaluation import store
@@ -44,23 +44,21 @@ def left_running(folder: Path) -> list[str]:
     return found
 
 
-def test_train_evaluate_compare_report_export(workplace, finished):
-    # Trained with CFPO already, for the other tests too.
-    cfpo_run, result, _left = finished
-    assert result.returncode == 0
-    runs = {"cfpo": cfpo_run, "grpo": workplace / "runs" / "grpo"}
-    settings = [*SMALL, "algo=grpo", "run_dir=runs/grpo", "trainer.total_training_steps=3", "trainer.save_freq=100"]
-    cfpo_verl(workplace, "train", "experiment=cpu_quickstart", *settings)
+def test_train_evaluate_compare_report_export(workplace, finished, finished_gspo):
+    # Trained already, for other tests too.
+    cfpo_run, gspo_run = finished[0], finished_gspo[0]
+    assert finished[1].returncode == finished_gspo[1].returncode == 0
+    runs = {"cfpo": cfpo_run, "gspo": gspo_run}
 
     sets = ["--sets", "arithmetic", "--n", str(N)]
     shown = cfpo_verl(workplace, "eval", "run", str(cfpo_run), *sets, "--out", "evals/cfpo")
     assert f"pass@{N}" in shown.stdout
     assert "tokens/s" in shown.stderr
     # Two engines, as on a cluster.
-    cfpo_verl(workplace, "eval", "run", "runs/grpo", *sets, "--out", "evals/grpo", "--data-parallel", "2")
+    cfpo_verl(workplace, "eval", "run", "runs/gspo", *sets, "--out", "evals/gspo", "--data-parallel", "2")
 
-    given = {"cfpo": str(cfpo_run), "grpo": "runs/grpo"}
-    for name in ("cfpo", "grpo"):
+    given = {"cfpo": str(cfpo_run), "gspo": "runs/gspo"}
+    for name in ("cfpo", "gspo"):
         summary = json.loads((workplace / "evals" / name / "summary.json").read_text())
         assert summary["model"] == {
             "path": str(runs[name] / "exported" / "global_step_3"),
@@ -79,14 +77,14 @@ def test_train_evaluate_compare_report_export(workplace, finished):
         assert (table["response_tokens"] <= 8).all()
         assert (table["response_tokens"][table["finish_reason"] == "length"] == 8).all()
 
-    rows = json.loads(cfpo_verl(workplace, "eval", "compare", "evals/grpo", "evals/cfpo", "--json").stdout)
+    rows = json.loads(cfpo_verl(workplace, "eval", "compare", "evals/gspo", "evals/cfpo", "--json").stdout)
     assert (rows[0]["set"], rows[0]["metric"], rows[0]["problems"]) == ("arithmetic", "avg", 16)
     assert rows[0]["low"] <= rows[0]["difference"] <= rows[0]["high"]
     assert rows[0]["better"] + rows[0]["worse"] + rows[0]["equal"] == 16
 
-    cfpo_verl(workplace, "report", str(cfpo_run), "runs/grpo", "evals/cfpo", "evals/grpo", "--out", "compare")
+    cfpo_verl(workplace, "report", str(cfpo_run), "runs/gspo", "evals/cfpo", "evals/gspo", "--out", "compare")
     page = (workplace / "compare.html").read_text()
-    for what in ("Training reward", "Validation accuracy", "grpo", "stable", f"avg@{N}"):
+    for what in ("Training reward", "Validation accuracy", "gspo", "stable", f"avg@{N}"):
         assert what in page
 
     cfpo_verl(workplace, "export", str(cfpo_run), "--out", "models/cfpo", "--evaluation", "evals/cfpo")

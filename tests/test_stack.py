@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import SMALL, clean_environment, stack_processes
+from conftest import PROJECT, SMALL, clean_environment, stack_processes
 
 from cfpo_verl.config_groups import platform_env
 from cfpo_verl.report.build import collect
@@ -110,16 +110,25 @@ def test_nothing_is_left_running(finished):
     assert left == set()
 
 
+def assert_steps_of_a_loss_of_verls(metrics: dict[int, dict[str, float]], steps: int) -> None:
+    assert list(metrics) == list(range(1, steps + 1))
+    for values in metrics.values():
+        assert values["actor/grad_norm"] > 0
+        assert "actor/pg_clipfrac" in values
+        assert not any("cfpo" in name for name in values)
+
+
 def test_verls_own_entry_point_trains_with_the_vanilla_loss(workplace):
+    """With RLOO, whose steps are here and not those of a run of its own."""
     environment = clean_environment({**platform_env("cpu"), "VERL_FILE_LOGGER_PATH": str(workplace / "vanilla.jsonl")})
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+experiment=cpu_quickstart", "policy_loss=vanilla"]
-    command += [*SMALL, "trainer.total_training_steps=1", "trainer.val_before_train=false", "trainer.test_freq=-1"]
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+experiment=cpu_quickstart", "algo=rloo"]
+    command += ["policy_loss=vanilla", *SMALL]
+    command += ["trainer.total_training_steps=2", "trainer.val_before_train=false", "trainer.test_freq=-1"]
     result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-5000:]
-    [line] = (workplace / "vanilla.jsonl").read_text().splitlines()
-    values = json.loads(line)["data"]
-    assert "actor/pg_clipfrac_lower" in values
-    assert not any("cfpo" in name for name in values)
+    lines = [json.loads(line) for line in (workplace / "vanilla.jsonl").read_text().splitlines()]
+    assert_steps_of_a_loss_of_verls({line["step"]: line["data"] for line in lines}, 2)
+    assert all("actor/pg_clipfrac_lower" in line["data"] for line in lines)
 
 
 @pytest.mark.parametrize(("use_v1", "policy_loss"), [("true", "cfpo_sequence"), ("false", "drpo")])
@@ -141,26 +150,31 @@ def test_bypass_mode_leaves_our_loss_in_place(workplace, use_v1, policy_loss):
     assert "actor/entropy" not in values
 
 
-@pytest.mark.parametrize("algo", ["dapo", "gspo", "rloo"])
-def test_algorithms_take_two_real_steps(workplace, algo):
-    """Three of docs/algorithms.md, which has them all: dynamic sampling, a ratio of responses, a reference KL."""
-    run_dir = workplace / f"algo_{algo}"
+def test_dapo_takes_two_real_steps(workplace):
+    """Dynamic sampling. docs/algorithms.md has the steps of all algorithms."""
+    run_dir = workplace / "algo_dapo"
     command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL]
-    command += [f"algo={algo}", f"run_dir={run_dir}", "trainer.total_training_steps=2"]
+    command += ["algo=dapo", f"run_dir={run_dir}", "trainer.total_training_steps=2"]
     command += ["trainer.val_before_train=false", "trainer.test_freq=-1"]
     result = subprocess.run(command, cwd=workplace, env=clean_environment({}), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-5000:]
+    assert_steps_of_a_loss_of_verls(read_metrics(run_dir), 2)
+
+
+def test_gspo_takes_three_real_steps(finished_gspo):
+    """A ratio of responses."""
+    run_dir, _result, left = finished_gspo
     metrics = read_metrics(run_dir)
-    assert list(metrics) == [1, 2]
-    for values in metrics.values():
-        assert values["actor/grad_norm"] > 0
-        assert "actor/pg_clipfrac" in values
-        assert not any("cfpo" in name for name in values)
+    metrics.pop(0)  # of the validation before
+    assert_steps_of_a_loss_of_verls(metrics, 3)
+    assert left == set()
 
 
 def test_ctrl_c_ends_ray_and_vllm(workplace):
+    """The run trains from a config that version 0.1.0 froze, as --config takes it."""
     before = stack_processes()
-    command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL]
+    frozen = PROJECT / "tests" / "frozen_configs" / "0.1.0_cpu_quickstart.yaml"
+    command = [Path(sys.executable).with_name("cfpo-verl"), "train", "--config", frozen, *SMALL]
     command += ["run_dir=interrupted", "trainer.total_training_steps=1000", "trainer.val_before_train=false"]
     with (workplace / "interrupted.txt").open("w") as output:
         # A session of its own, so that the signal goes to the whole foreground group, as a terminal sends it.
@@ -179,6 +193,9 @@ def test_ctrl_c_ends_ray_and_vllm(workplace):
                 assert process.poll() is None, (workplace / "interrupted.txt").read_text()[-5000:]
                 assert time.monotonic() < deadline, "no step within 300 s"
                 time.sleep(0.5)
+            values = read_metrics(workplace / "interrupted")[1]
+            assert values["actor/cfpo/ratio_deviation"] > 0
+            assert 0 < values["critic/score/mean"] < 1
             during = stack_processes() - before
             assert {Path(psutil.Process(pid).cmdline()[0]).name for pid in during} >= {"raylet", "VLLM::EngineCore"}
             os.killpg(process.pid, signal.SIGINT)
