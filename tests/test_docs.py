@@ -8,11 +8,25 @@ import numpy as np
 import pytest
 import verl  # noqa: F401 - loads the plugin
 from conftest import PROJECT
+from test_cli import LOADED, as_words, help_of
 
 from cfpo_verl import __version__, config
 from cfpo_verl.config_groups import names
 
 DOCS = PROJECT / "docs"
+# What no help text or page needs to say, and what to write instead (CONTRIBUTING.md, "Style").
+UNIDIOMATIC = {
+    r"so many": "a number, or its name",
+    r"for ever": "forever, for good",
+    r"go(es)? on": "continue, resume, keep running",
+    r"without a word": "silently",
+    r"is whole|whole (checkpoint|run)": "complete",
+    r"held against": "compared with, checked against",
+    r"hand(s|ed)? on": "pass on, export",
+    r"of whose": "one of whose, or another sentence",
+    r"(that|where) there is not": "unknown, missing",
+    r"to be seen": "visible, shown",
+}
 PAGES = sorted([*PROJECT.glob("*.md"), *DOCS.glob("*.md"), *PROJECT.glob("examples/**/*.md")])
 
 
@@ -49,6 +63,28 @@ def test_the_page_names_every_loss_and_metric():
     assert len(reported) == 10
     documented = set(re.findall(r"^\| `(actor/[\w/]+)` \|", page, flags=re.MULTILINE))
     assert documented == {name if name.startswith("actor/") else f"actor/{name}" for name in reported}
+
+
+def unidiomatic(text):
+    words = " ".join(text.split())
+    return [
+        f"{match[0]!r}: write {instead}"
+        for pattern, instead in UNIDIOMATIC.items()
+        for match in re.finditer(rf"\b({pattern})\b", words, flags=re.IGNORECASE)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_pages_are_idiomatic(page):
+    before, style_note, after = page.read_text().partition("| instead of | write |")
+    if style_note:  # quotes what not to write on the left
+        after = re.sub(r"^\| [^|]+", "", after, flags=re.MULTILINE)
+    assert unidiomatic(before + after) == []
+
+
+@pytest.mark.parametrize("words", [(), *(words for words, _ in LOADED)], ids=as_words)
+def test_help_is_idiomatic(words):
+    assert unidiomatic(help_of(*words)) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
