@@ -1,8 +1,8 @@
-"""Draw value and gradient weight of the losses against the ratio: docs/losses.png.
+"""Plot the value and the gradient weight of each loss over the ratio: docs/losses.png.
 
     python docs/draw_losses.py [OUT.png]
 
-PPO and SAPO are verl's own functions, called through its registry; every slope is what autograd returns.
+PPO and SAPO are verl's own functions, called through its registry. Autograd computes every slope.
 """
 
 import sys
@@ -37,7 +37,7 @@ def curve(policy_loss: PolicyLossConfig, advantage: float, ratios: np.ndarray) -
     Args:
         policy_loss: A loss and its options.
         advantage: A, in reward units, not 0.
-        ratios: The importance ratios r of a token that had the probability `OLD_PROB`. Shape [B].
+        ratios: Importance ratios r of a token whose old probability is `OLD_PROB`. Shape [B].
     """
     config = FSDPActorConfig(strategy="fsdp2", rollout_n=1, ppo_micro_batch_size_per_gpu=1, policy_loss=policy_loss)
     config.global_batch_info.update(dp_size=1, batch_num_tokens=1, global_batch_size=1)
@@ -59,7 +59,7 @@ def curve(policy_loss: PolicyLossConfig, advantage: float, ratios: np.ndarray) -
 
 
 def draw(out: Path) -> None:
-    """Write the figure."""
+    """Write the figure to a PNG file."""
     ratios = np.linspace(0.02, 2, 397)
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), sharex=True, sharey="row", layout="constrained")
     for column, advantage in enumerate([1.0, -1.0]):
