@@ -61,7 +61,7 @@ setup: $(STAMP)
 
 # torch on its own, with its dependencies, so that it brings what its build needs; the rest is resolved already.
 # Which build of torch 2.13.0 that is, pip's own settings decide; every build works, the CUDA one is gigabytes larger.
-$(STAMP): requirements/cpu.txt requirements/dev.txt pyproject.toml
+$(STAMP): requirements/cpu.txt requirements/dev.txt pyproject.toml cfpo_verl/__init__.py
 	@echo "Setting up $(VENV): about 200 packages, 4 GB with the CPU build of torch, 3 minutes"
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet torch==2.13.0
