@@ -12,7 +12,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 import cfpo_verl.resolvers  # noqa: F401 - what our config files calculate with
 from cfpo_verl.compat import SUPPORTED_VERL
@@ -125,6 +125,8 @@ def read_config(file: Path, overrides: Sequence[str]) -> DictConfig:
     OmegaConf.set_struct(config, True)
     try:
         config.merge_with_dotlist(list(overrides))
+    except (ConfigAttributeError, ConfigKeyError) as error:
+        raise ConfigError(f"--config {file}: there is no key {error.full_key!r} in it") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"--config {file}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--config {file}: {error.full_key}: {str(error).splitlines()[0]}") from error
     return config

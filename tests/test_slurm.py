@@ -310,11 +310,11 @@ def test_a_frozen_config_is_trained_whatever_became_of_the_files(run_cli, site, 
     shown = run_cli("train", "--config", frozen, "actor_rollout_ref.actor.policy_loss.epsilon=0.15", "--dry-run")
     assert "epsilon: 0.15" in shown.stdout
     for arguments, words in (
-        (["--config", frozen, "trainer.nnode=2"], "trainer.nnode"),
+        (["--config", frozen, "trainer.nnode=2"], "there is no key 'trainer.nnode' in it"),
         (["--config", frozen, "+trainer.new=2"], "with --config give KEY=VALUE"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read"),
         (["--config", "cluster/mysite.yaml"], "not the config of a run"),
-        (["--config"], "give a file after it"),
+        (["--config"], "--config: expected one argument"),
     ):
         assert train.main(arguments) == 2
         errors = capsys.readouterr().err
