@@ -4,6 +4,7 @@ from importlib.resources import files
 
 from omegaconf import OmegaConf
 
+from cfpo_verl.demands import worker_variables
 from cfpo_verl.errors import UserError
 
 
@@ -22,5 +23,4 @@ def platform_env(platform: str) -> dict[str, str]:
     if platform not in names("platform"):
         raise UserError(f"no platform called {platform!r}. Choose one of: {', '.join(names('platform'))}")
     config = OmegaConf.create((files("cfpo_verl.hydra_configs") / "platform" / f"{platform}.yaml").read_text())
-    variables = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
-    return {str(name): str(value) for name, value in variables.items()}
+    return worker_variables(config)

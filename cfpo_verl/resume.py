@@ -5,9 +5,10 @@ import string
 from collections.abc import Mapping
 from pathlib import Path
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from cfpo_verl.checkpoints import LAYOUTS, Expected, Found, newest_complete
+from cfpo_verl.demands import has_critic, loggers, trainer_nodes
 
 # Loggers that go on with a run by variables <PREFIX>_RUN_ID and <PREFIX>_RESUME.
 _PREFIXES = {"wandb": "WANDB", "swanlab": "SWANLAB"}
@@ -15,15 +16,13 @@ _PREFIXES = {"wandb": "WANDB", "swanlab": "SWANLAB"}
 
 def expected_checkpoint(config: DictConfig) -> Expected | None:
     """Return what a run needs of a checkpoint, None for an engine whose layout is not known to us."""
-    from verl.trainer.ppo.utils import need_critic
-
     trainer, actor = config.trainer, config.actor_rollout_ref.actor
     if actor.strategy not in LAYOUTS:
         return None
     return Expected(
-        world_size=trainer.nnodes * trainer.n_gpus_per_node,
+        world_size=trainer_nodes(config).gpus,
         layout=LAYOUTS[actor.strategy],
-        roles=("actor", "critic") if need_critic(config) else ("actor",),
+        roles=("actor", "critic") if has_critic(config) else ("actor",),
         contents=tuple(actor.checkpoint.load_contents),
         is_async=bool(trainer.use_v1) and trainer.v1.trainer_mode != "sync",
     )
@@ -63,10 +62,8 @@ def tracking_env(config: DictConfig, folder: Path, env: Mapping[str, str]) -> di
         folder: The run folder, which keeps the id.
         env: The environment of the workers; what the user set there stays.
     """
-    chosen = config.trainer.logger
-    loggers = list(chosen) if isinstance(chosen, ListConfig) else [chosen]
     variables = {}
-    for prefix in (_PREFIXES[logger] for logger in loggers if logger in _PREFIXES):
+    for prefix in (_PREFIXES[logger] for logger in loggers(config) if logger in _PREFIXES):
         variables[f"{prefix}_RUN_ID"] = env.get(f"{prefix}_RUN_ID") or _tracking_id(folder)
         variables[f"{prefix}_RESUME"] = env.get(f"{prefix}_RESUME") or "allow"
     return variables

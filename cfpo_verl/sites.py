@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cfpo_verl.composing import verl_config_dir
-from cfpo_verl.doctor.machine import gpus_needed
+from cfpo_verl.demands import RAY_COUNTS, gpus_needed
 from cfpo_verl.errors import UserError
 
 # Names of environment variables, and of network interfaces.
@@ -127,7 +127,7 @@ def join_ray(config: DictConfig) -> int | None:
     ray_cpus = ray_init.get("num_cpus")
     with open_dict(config):
         # ray.init refuses them where it joins a cluster; there `ray start` gets them.
-        for key in ("num_cpus", "num_gpus"):
+        for key in RAY_COUNTS:
             ray_init.pop(key, None)
     return ray_cpus
 
@@ -145,12 +145,6 @@ def count_nodes(config: DictConfig) -> int:
             f"trainer.n_gpus_per_node={per_node}"
         )
     return int(needed // per_node)
-
-
-def worker_environment(config: DictConfig) -> dict[str, str]:
-    """Return the variables that a run gives to Ray's workers; on a cluster they must be there before Ray."""
-    env_vars = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
-    return {str(name): str(value) for name, value in env_vars.items()}
 
 
 # Slow file systems: workers may take long to import. The others keep Ray from doing what nobody asked for.

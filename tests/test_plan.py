@@ -8,6 +8,7 @@ import pytest
 from conftest import PROJECT, in_checkout
 
 from cfpo_verl.composing import compose
+from cfpo_verl.demands import gpus_needed
 from cfpo_verl.plan.errors import PlanError
 from cfpo_verl.plan.hardware import find_gpu, gpu_types
 from cfpo_verl.plan.read_config import read_run
@@ -157,6 +158,16 @@ def test_steps_come_from_the_data(arithmetic_files):
     # 100 sums of two digits less 16 that are held out: 2 batches of 32, for 3 epochs.
     assert read_run(compose([*overrides, "trainer.total_epochs=3"])).batch.steps == 6
     assert read_run(compose(["experiment=cpu_quickstart", "trainer.total_training_steps=null"])).batch.steps is None
+
+
+def test_nodes_that_the_trainer_does_not_read_are_not_counted(run_cli):
+    """Only the trainer separate_async reads rollout.nnodes; the doctor and job scripts count alike."""
+    overrides = ["experiment=math_8gpu", "actor_rollout_ref.rollout.nnodes=2"]
+    result = run_cli("plan", *overrides, "--json")
+    assert json.loads(result.stdout)["gpus"] == 8
+    assert gpus_needed(compose(overrides)) == 8
+    separate = compose(["experiment=math_async_16gpu"])
+    assert (read_run(separate).gpus, gpus_needed(separate)) == (16, 16)
 
 
 def test_planning_imports_neither_verl_nor_torch(run_python):

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from cfpo_verl import sites
 from cfpo_verl.composing import compose
-from cfpo_verl.doctor.machine import cpus_needed
+from cfpo_verl.demands import cpus_needed, worker_variables
 from cfpo_verl.k8s import facts as site_facts
 from cfpo_verl.k8s import manifest, schema
 from cfpo_verl.k8s.facts import GROUP, Facts
@@ -51,7 +51,7 @@ def plan(overrides: Sequence[str], config_dir: Path) -> tuple[Facts, Job]:
         needs_gpus=config.trainer.device != "cpu",
         ray_cpus=ray_cpus,
         ray_version=facts.ray_version or version("ray"),
-        environment=sites.worker_environment(config),
+        environment=worker_variables(config),
     )
 
 

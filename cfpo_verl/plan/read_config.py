@@ -3,19 +3,26 @@
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cfpo_verl.demands import (
+    data_files,
+    generates_separately,
+    generation_nodes,
+    has_critic,
+    has_lora,
+    has_reference,
+    trainer_nodes,
+    worker_variables,
+)
 from cfpo_verl.plan.errors import PlanError
 from cfpo_verl.plan.run import Batch, Engine, Rollout, Run, Trainer
 from cfpo_verl.plan.shapes import shape_of
 
-# verl's estimators that need a critic (need_critic in verl.trainer.ppo.utils); others train the actor alone.
-_CRITIC_ESTIMATORS = ("gae",)
 _BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
-# VLLM_CPU_KVCACHE_SPACE counts in GiB; 4 is vLLM's default.
-_CPU_KV_CACHE_KEY = "ray_kwargs.ray_init.runtime_env.env_vars.VLLM_CPU_KVCACHE_SPACE"
-_CPU_KV_CACHE_GIB = 4
+# vLLM's default of VLLM_CPU_KVCACHE_SPACE, in GiB.
+_CPU_KV_CACHE_GIB = "4"
 _DEFAULT_RESPONSE_TOKENS = 2048
 _DEFAULT_PROMPT_TOKENS = 256
 
@@ -49,18 +56,21 @@ def read_run(
 
 
 def _check_covered(config: DictConfig) -> None:
-    actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    actor = config.actor_rollout_ref.actor
     if actor.strategy not in ("fsdp", "fsdp2", "megatron"):
         raise PlanError(
             f"actor_rollout_ref.actor.strategy={actor.strategy} is not known to plan, only fsdp, fsdp2, megatron"
         )
-    if config.critic.enable or (config.critic.enable is None and config.algorithm.adv_estimator in _CRITIC_ESTIMATORS):
+    if has_critic(config):
         raise PlanError(
             f"algorithm.adv_estimator={config.algorithm.adv_estimator} trains a critic, which plan does not estimate. "
             "Choose one without, for example algorithm.adv_estimator=grpo"
         )
-    if model.lora_rank > 0 or OmegaConf.select(model, "lora.rank", default=0) > 0:
-        raise PlanError("LoRA is not known to plan: set actor_rollout_ref.model.lora_rank=0 to plan full training")
+    if has_lora(config):
+        raise PlanError(
+            "LoRA is not known to plan. Set actor_rollout_ref.model.lora_rank=0 and lora_adapter_path=null to plan "
+            "full training"
+        )
 
 
 def _check_division(run: Run) -> None:
@@ -86,8 +96,7 @@ def _rows(config: DictConfig) -> int | None:
     """Return the rows of the training files, None unless all are parquet files at hand."""
     import pyarrow.parquet as pq
 
-    files = config.data.train_files
-    paths = [Path(str(file)).expanduser() for file in (files if isinstance(files, ListConfig) else [files])]
+    paths = [Path(str(file)).expanduser() for file in data_files(config, "train_files")]
     if not all(path.is_file() and path.suffix == ".parquet" for path in paths):
         return None
     return sum(pq.read_metadata(path).num_rows for path in paths)
@@ -144,7 +153,7 @@ def _trainer(config: DictConfig, batch: Batch) -> Trainer:
         config.actor_rollout_ref.rollout,
         config.actor_rollout_ref.model,
     )
-    gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    gpus = trainer_nodes(config).gpus
     settings: dict[str, Any] = _megatron(actor.megatron) if actor.strategy == "megatron" else _fsdp(actor, gpus)
     shared_by = settings.get("sequence_parallel", 1) * settings.get("context_parallel", 1)
     update_tokens, update_sequences = _micro_batch(
@@ -182,9 +191,8 @@ def _trainer(config: DictConfig, batch: Batch) -> Trainer:
             engine.entropy_from_logits_chunk_size if engine.entropy_from_logits_with_chunking else None
         ),
         recomputes_old_log_prob=not bypass,
-        # As need_reference_policy in verl.trainer.ppo.utils.
         reference_offload=bool(OmegaConf.select(config, "actor_rollout_ref.ref.megatron.param_offload", default=False)),
-        reference=bool(config.algorithm.use_kl_in_reward or actor.use_kl_loss),
+        reference=has_reference(config),
         pads_sequences=not model.use_remove_padding,
         **settings,
     )
@@ -227,15 +235,12 @@ def _megatron(engine: DictConfig) -> dict[str, Any]:
 
 def _rollout(config: DictConfig) -> Rollout:
     rollout, trainer = config.actor_rollout_ref.rollout, config.trainer
-    separate = rollout.nnodes > 0
-    nodes, per_node = (
-        (rollout.nnodes, rollout.n_gpus_per_node) if separate else (trainer.nnodes, trainer.n_gpus_per_node)
-    )
-    kv_cache_gib = OmegaConf.select(config, _CPU_KV_CACHE_KEY, default=_CPU_KV_CACHE_GIB)
+    nodes = generation_nodes(config)
+    kv_cache_gib = worker_variables(config).get("VLLM_CPU_KVCACHE_SPACE", _CPU_KV_CACHE_GIB)
     return Rollout(
-        gpus=nodes * per_node,
-        gpus_per_node=per_node,
-        colocated=not separate,
+        gpus=nodes.gpus,
+        gpus_per_node=nodes.gpus_per_node,
+        colocated=not generates_separately(config),
         tensor_parallel=rollout.tensor_model_parallel_size * rollout.pipeline_model_parallel_size,
         memory_share=rollout.gpu_memory_utilization,
         sleeps=rollout.free_cache_engine,

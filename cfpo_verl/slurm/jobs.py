@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cfpo_verl import sites
 from cfpo_verl.composing import compose
+from cfpo_verl.demands import worker_variables
 from cfpo_verl.files import write_atomically
 from cfpo_verl.run_dir import package_versions, point_dir
 from cfpo_verl.sites import JobError
@@ -132,7 +133,8 @@ def make_job(cluster: Cluster, home: Path, runs: Sequence[Run]) -> Job:
         gpus_per_node=config.trainer.n_gpus_per_node,
         needs_gpus=config.trainer.device != "cpu",
         ray_cpus=runs[0].ray_cpus,
-        environment=sites.worker_environment(config),
+        # On a cluster they must be set before Ray starts.
+        environment=worker_variables(config),
         points=sweep,
     )
 
