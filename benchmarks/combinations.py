@@ -12,7 +12,7 @@ import itertools
 import pickle
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from hydra._internal.config_repository import ConfigRepository
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.progress import track
-from verl.trainer.ppo.utils import need_critic, need_reference_policy
-from verl.utils.config import omega_conf_to_dataclass, validate_config
+from verl.utils.config import omega_conf_to_dataclass
 
-from cfpo_verl import combinations, train  # noqa: F401 - train registers the resolver of the primary config
+from cfpo_verl import doctor, train  # noqa: F401 - train registers the resolver of the primary config
 from cfpo_verl.config_groups import names
 
 PAGE = Path(__file__).parents[1] / "docs" / "combinations.md"
@@ -76,15 +75,16 @@ def product_overrides(backend: str, algo: str, policy_model: str) -> list[str]:
 
 
 def refusal(config: DictConfig) -> str | None:
-    """Return why a composed config cannot be trained with, or None if neither our rules nor verl object.
+    """Return why a composed config cannot be trained with, or None if neither the doctor nor verl objects.
 
-    verl converts the nodes to its dataclasses and validates. What is installed does not matter.
+    The doctor makes the checks that need nothing but the config, verl's own validation among them. Then verl converts
+    the remaining nodes to its dataclasses. What is installed does not matter.
     """
-    if problems := combinations.problems(config):
-        return problems[0]
+    with redirect_stderr(io.StringIO()):  # verl reports that it accepts a config
+        failures = doctor.failures(doctor.examine_config(config))
+    if failures:
+        return str(failures[0])
     try:
-        with redirect_stdout(io.StringIO()):
-            validate_config(config, need_reference_policy(config), need_critic(config))
         omega_conf_to_dataclass(as_verl_reads_ref(config))
         for node in _NODES:
             omega_conf_to_dataclass(OmegaConf.select(config, node))
@@ -106,7 +106,7 @@ def as_verl_reads_ref(config: DictConfig) -> DictConfig:
 
 
 def main() -> int:
-    """Compose all, write the page, and return 1 if verl refused what our rules let through."""
+    """Compose all, write the page, and return 1 if verl refused what the doctor let through."""
     algos, models = names("algo"), names("policy_model")
     reasons: list[str] = []
     sections, count = [], 0

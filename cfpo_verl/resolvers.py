@@ -15,15 +15,16 @@ def divide(total: int, parts: int) -> int:
         parts: How many parts, for example optimiser steps.
 
     Raises:
-        ValueError: If the parts would not be equal, or there would be none.
+        ValueError: If the parts would not be equal, there would be none, or a value is no whole number.
 
     Example:
         >>> divide(256, 4)
         64
     """
-    if parts < 1 or total % parts:
+    are_whole = isinstance(total, int) and isinstance(parts, int)
+    if not are_whole or parts < 1 or total % parts:
         raise ValueError(
-            f"{total} cannot be divided into {parts} equal parts. Choose numbers that divide, for example with "
+            f"{total} cannot be divided into {parts} equal parts. Choose whole numbers that divide, for example with "
             "data.train_batch_size and updates (or updates_per_rollout)"
         )
     return total // parts

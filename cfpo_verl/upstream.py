@@ -153,7 +153,7 @@ USES = (
     Use(
         "verl.single_controller.ray",
         "ResourcePoolManager",
-        "doctor.machine",
+        "demands",
         "CPUs that each GPU of a pool holds",
         ("resource_pool_spec", "max_colocate_count"),
     ),

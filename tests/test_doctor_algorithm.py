@@ -4,12 +4,12 @@ import pytest
 from doctor_configs import failed, gpu_config, ok, quickstart, warnings
 from omegaconf import OmegaConf, open_dict
 
-from cfpo_verl.doctor import algorithm
+from cfpo_verl.doctor import algorithm, composition
 
 CHECKS = (
     algorithm.check_verl_config,
-    algorithm.check_combinations,
-    algorithm.check_engine_packages,
+    composition.check_engine,
+    composition.check_one_machine,
     algorithm.check_trainer_mode,
     algorithm.check_loss_options,
     algorithm.check_updates,
@@ -105,11 +105,13 @@ def test_an_aggregation_that_depends_on_the_cut_is_refused(config):
 
 def test_an_engine_with_the_strategy_of_another_passes_verl_and_not_us():
     config = gpu_config("model_engine=megatron", "actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2")
-    assert failed(algorithm.check_combinations(config)) == []
+    assert failed(composition.check_engine(config)) == []
     config.actor_rollout_ref.actor.strategy = "fsdp2"
     assert failed(algorithm.check_verl_config(config)) == []
-    [problem] = failed(algorithm.check_combinations(config))
-    assert problem.startswith("model_engine=megatron does not go with actor_rollout_ref.actor.strategy=fsdp2: the keys")
+    [problem] = failed(composition.check_engine(config))
+    assert problem.startswith(
+        "model_engine=megatron does not go with actor_rollout_ref.actor.strategy=fsdp2: the config"
+    )
     assert "Choose with backend=NAME, which sets both" in problem
 
 
@@ -126,14 +128,17 @@ def test_modes_of_the_trainer(gpu):
 def test_what_the_separate_async_trainer_asserts(gpu):
     gpu.trainer.v1.trainer_mode = "separate_async"  # parameter_sync_step is 4: 4 x 16 = 64 prompts
     problems = failed(algorithm.check_trainer_mode(gpu))
-    assert [problem.partition(" ")[2][:20] for problem in problems] == ["generates on nodes o", "cannot send weights "]
+    assert [problem.rpartition(". ")[2] for problem in problems] == [
+        "Choose updates=one_step_off or updates=fully_async, which set them",
+        "Set it to nccl (verl also has nixl and mooncake)",
+    ]
     gpu.actor_rollout_ref.rollout.nnodes = 1
     gpu.actor_rollout_ref.rollout.checkpoint_engine.backend = "nccl"
     assert failed(algorithm.check_trainer_mode(gpu)) == []
     gpu.data.train_batch_size = 128
     [problem] = failed(algorithm.check_trainer_mode(gpu))
-    assert "data.train_batch_size (128) = trainer.v1.separate_async.parameter_sync_step (4) x" in problem
-    assert problem.endswith("Set data.train_batch_size=64")
+    assert "takes 4 mini-batches (parameter_sync_step) of 16 prompts" in problem
+    assert "which is not data.train_batch_size=128. Set data.train_batch_size=64, or" in problem
 
 
 def test_warns_of_a_clip_ratio_without_effect(config):
@@ -178,7 +183,9 @@ def test_a_correction_that_verl_would_leave_out_is_refused(config):
 def test_warns_of_the_bypass_mode(config):
     config.algorithm.rollout_correction.bypass_mode = True
     [warning] = warnings(algorithm.check_rollout_correction(config))
-    assert warning.startswith("bypass_mode: the loss cfpo runs, with the ratio to the rollout engine's probabilities")
+    assert warning.startswith(
+        "algorithm.rollout_correction.bypass_mode=true: cfpo uses the ratio to the rollout engine's probabilities"
+    )
     config.actor_rollout_ref.actor.ppo_mini_batch_size = 32
     assert warnings(algorithm.check_updates(config)) == []  # the ratio is not 1 then
 
@@ -198,7 +205,7 @@ def test_corrections_need_the_rollouts_probabilities(config, key, value):
     assert failed(algorithm.check_rollout_correction(config)) == []
     config.actor_rollout_ref.rollout.calculate_log_probs = False
     [problem] = failed(algorithm.check_rollout_correction(config))
-    assert f"algorithm.rollout_correction: {key} needs the rollout engine's log-probabilities" in problem
+    assert f"algorithm.rollout_correction: {key} needs the log-probabilities of the rollout engine" in problem
 
 
 @pytest.mark.parametrize("estimator", sorted(algorithm.GROUP_ESTIMATORS))
@@ -221,19 +228,19 @@ def test_every_estimator_of_verl_is_known_to_be_one_of_groups_or_not(run_forked)
 def test_a_critic_that_is_needed_or_useless(config):
     config.algorithm.adv_estimator = "gae"
     [problem] = failed(algorithm.check_advantages(config))
-    assert "needs the critic, which critic.enable=false leaves out" in problem
+    assert "needs a critic, and critic.enable=false (as in our experiments) leaves it out" in problem
     config.critic.enable = None
     [warning] = warnings(algorithm.check_advantages(config))
-    assert "trains a critic, a second model of its own size: ~/models/deepseek-llm-7b-chat" in warning
+    assert "trains a critic, a second model: ~/models/deepseek-llm-7b-chat" in warning
     config.algorithm.adv_estimator, config.critic.enable = "grpo", True
     [warning] = warnings(algorithm.check_advantages(config))
-    assert "critic.enable=true, but algorithm.adv_estimator=grpo reads no values" in warning
+    assert "critic.enable=true, but algorithm.adv_estimator=grpo uses no values" in warning
 
 
 def test_a_warm_up_of_a_critic_that_is_not_there(config):
     config.trainer.critic_warmup = 20
     [problem] = failed(algorithm.check_advantages(config))
-    assert "trainer.critic_warmup=20 without a critic: the actor would not be updated" in problem
+    assert "trainer.critic_warmup=20 without a critic: nothing would be trained" in problem
 
 
 def test_a_kl_that_counts_twice_or_not_at_all(config):
@@ -241,10 +248,10 @@ def test_a_kl_that_counts_twice_or_not_at_all(config):
     assert warnings(algorithm.check_reference(config)) == []
     config.actor_rollout_ref.actor.kl_loss_coef = 0
     [warning] = warnings(algorithm.check_reference(config))
-    assert "a reference model is loaded and run in each step for nothing" in warning
+    assert "a reference model is loaded and run in each step only for a metric" in warning
     config.algorithm.use_kl_in_reward = True
     [warning] = warnings(algorithm.check_reference(config))
-    assert "subtracted from the reward and added to the loss as well" in warning
+    assert "subtracted from the reward and added to the loss" in warning
 
 
 def test_a_reference_without_the_adapter(config):
@@ -259,21 +266,21 @@ def test_dynamic_sampling_that_would_not_take_place(gpu):
     assert failed(algorithm.check_filter_groups(gpu)) == []
     gpu.trainer.use_v1 = False
     [problem] = failed(algorithm.check_filter_groups(gpu))
-    assert "has no effect with trainer.use_v1=false: no group would be left out" in problem
+    assert "with trainer.use_v1=false: the older trainer ignores it and would train on every group" in problem
 
 
 def test_dynamic_sampling_with_a_custom_sampler(config):
     """The CPU platform has one; verl's trainer hands such a class no metric."""
     config.algorithm.filter_groups.enable = True
     [problem] = failed(algorithm.check_filter_groups(config))
-    assert "has no effect with trainer.v1.sampler.custom_sampler=FastPollingReplayBuffer" in problem
+    assert "with trainer.v1.sampler.custom_sampler.name=FastPollingReplayBuffer: verl leaves the filtering" in problem
 
 
 def test_the_metric_of_dynamic_sampling(gpu):
     groups, reward = gpu.algorithm.filter_groups, gpu.reward.custom_reward_function
     groups.enable, groups.metric = True, "seq_reward"
     [problem] = failed(algorithm.check_filter_groups(gpu))
-    assert problem.startswith("algorithm.filter_groups.metric=seq_reward is not reported by the reward")
+    assert problem.startswith("algorithm.filter_groups.metric=seq_reward is not returned by the reward function")
     assert problem.endswith("Choose one of: reward, score, acc")
     groups.metric = "has_answer"
     with open_dict(reward):
@@ -291,7 +298,7 @@ def test_the_metric_of_dynamic_sampling(gpu):
 def test_warns_of_a_cut_distribution_in_training(config, key, value):
     config.actor_rollout_ref.rollout[key] = value
     [warning] = warnings(algorithm.check_sampling(config))
-    assert f"training samples with {key}={value}, and the actor computes the probabilities of the whole" in warning
+    assert f"training samples with {key}={value}, but the actor computes the probabilities of the full" in warning
 
 
 def test_temperatures(config):

@@ -8,6 +8,7 @@ import pytest
 from doctor_configs import failed, gpu_config, ok, quickstart, warnings, with_model
 from omegaconf import open_dict
 
+from cfpo_verl import demands
 from cfpo_verl.doctor import batches
 
 CHECKS = (batches.check_batches, batches.check_token_budgets, batches.check_context, batches.check_layout)
@@ -52,7 +53,7 @@ def test_a_correct_config_has_no_problems(compose):
     ],
 )
 def test_layout_of_each_engine(overrides, expected):
-    found = batches.layout(gpu_config(*overrides))
+    found = demands.layout(gpu_config(*overrides))
     assert (found.ranks, found.model_parallel, found.sequence_parallel, found.data_parallel) == expected
 
 
@@ -61,7 +62,8 @@ def test_responses_that_do_not_divide_among_the_ranks():
     config = gpu_config(f"{ACTOR}.ppo_mini_batch_size=3", "actor_rollout_ref.rollout.n=4")
     [problem] = failed(batches.check_batches(config))
     assert (
-        "ppo_mini_batch_size 3 x rollout.n 4 = 12 responses an optimiser step, which do not divide among 8" in problem
+        "ppo_mini_batch_size 3 x rollout.n 4 = 12 responses per optimiser step, which cannot be divided among 8"
+        in problem
     )
     assert problem.endswith("Make ppo_mini_batch_size * rollout.n a multiple of 8")
 
@@ -69,10 +71,15 @@ def test_responses_that_do_not_divide_among_the_ranks():
 @pytest.mark.parametrize(
     ("key", "value", "rows", "fitting"),
     [
-        (f"{ACTOR}.ppo_micro_batch_size_per_gpu", 6, "16 responses that a rank has of an optimiser step", 4),
-        (f"{ACTOR}.ppo_micro_batch_size_per_gpu", 32, "16 responses that a rank has of an optimiser step", 16),
+        (f"{ACTOR}.ppo_micro_batch_size_per_gpu", 6, "16 responses of an optimiser step that each rank gets", 4),
+        (f"{ACTOR}.ppo_micro_batch_size_per_gpu", 32, "16 responses of an optimiser step that each rank gets", 16),
         ("actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu", 48, "64 responses", 32),
-        ("actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu", 5, "64 responses that a rank has of a rollout", 4),
+        (
+            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+            5,
+            "64 responses of a rollout that each rank gets",
+            4,
+        ),
     ],
 )
 def test_micro_batches_that_do_not_divide(key, value, rows, fitting):
@@ -118,9 +125,9 @@ def test_prompts_are_fetched_in_whole_batches():
 def test_warns_of_a_last_mini_batch_with_padding():
     # 72 prompts in mini-batches of 16: 8 prompts are missing, of 8 responses each; 80 x 8 / 8 ranks = 80 rows.
     [warning] = warnings(batches.check_batches(gpu_config("data.train_batch_size=72")))
-    assert "verl fills the last mini-batch with 64 empty responses" in warning
+    assert "verl pads the last mini-batch with 64 empty responses" in warning
     [problem] = failed(batches.check_batches(gpu_config("data.train_batch_size=72", "trainer.use_v1=false")))
-    assert "the older trainer stops at the first update" in problem
+    assert "the older trainer (trainer.use_v1=false) stops at the first update" in problem
 
 
 @pytest.mark.parametrize(
@@ -173,12 +180,21 @@ def test_room_in_the_model(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trainer.n_gpus_per_node=1"], "a replica takes 2 GPUs (tensor_model_parallel_size 2 x data_parallel_size 1)"),
-        (["actor_rollout_ref.rollout.tensor_model_parallel_size=3"], "a replica takes 3 GPUs"),
-        ([f"{ACTOR}.ulysses_sequence_parallel_size=3"], "3 GPUs share a batch (sequence parallel 3), which do not"),
+        (
+            ["trainer.n_gpus_per_node=1"],
+            "one copy of the model for generation takes 2 GPUs (tensor_model_parallel_size 2 x data_parallel_size 1)",
+        ),
+        (
+            ["actor_rollout_ref.rollout.tensor_model_parallel_size=3"],
+            "one copy of the model for generation takes 3 GPUs",
+        ),
+        (
+            [f"{ACTOR}.ulysses_sequence_parallel_size=3"],
+            "3 GPUs share the model (sequence parallel 3), and 1 x 8 GPUs cannot",
+        ),
         (
             ["model_engine=megatron", f"{ACTOR}.megatron.pipeline_model_parallel_size=3"],
-            "3 GPUs share a batch (tensor 1 x pipeline 3 x context 1)",
+            "3 GPUs share the model (tensor 1 x pipeline 3 x context 1)",
         ),
     ],
 )
@@ -190,17 +206,20 @@ def test_standalone_replicas_have_gpus_of_their_own():
     overrides = ["trainer.v1.trainer_mode=separate_async", "actor_rollout_ref.rollout.nnodes=1"]
     overrides += ["actor_rollout_ref.rollout.n_gpus_per_node=3", "trainer.n_gpus_per_node=8"]
     [problem] = failed(batches.check_layout(gpu_config(*overrides)))
-    assert "which do not divide 1 x 3 GPUs" in problem
+    assert "1 x 3 GPUs cannot be divided into such copies" in problem
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["actor_rollout_ref.rollout.tensor_model_parallel_size=8"], "does not divide the model's 12 attention heads"),
-        ([f"{ACTOR}.ulysses_sequence_parallel_size=8"], "the model's 12 attention heads do not divide among 8 GPUs"),
+        (
+            [f"{ACTOR}.ulysses_sequence_parallel_size=8"],
+            "the model's 12 attention heads cannot be divided among 8 GPUs",
+        ),
         (
             ["model_engine=megatron", f"{ACTOR}.megatron.tensor_model_parallel_size=8"],
-            "the model's 12 attention heads do not divide among 8 GPUs (tensor 8 x pipeline 1 x context 1)",
+            "the model's 12 attention heads cannot be divided among 8 GPUs (tensor 8 x pipeline 1 x context 1)",
         ),
         (
             ["model_engine=megatron", f"{ACTOR}.megatron.pipeline_model_parallel_size=4"],

@@ -78,7 +78,7 @@ def test_a_node_that_does_not_answer(config, nodes):
 def test_a_run_folder_that_is_not_shared(config, nodes):
     nodes[1] = change(nodes[1], canary="[Errno 2] No such file or directory")
     [problem] = failed(cluster.judge(config, nodes, WORD))
-    assert problem.startswith("node b does not see what this one writes into run_dir=runs/gpu")
+    assert problem.startswith("node b does not see what this machine writes to run_dir=runs/gpu")
 
 
 def test_files_that_a_node_lacks(config, nodes):
@@ -93,7 +93,7 @@ def test_limits_and_variables_of_a_node(config, nodes):
     nodes[1] = change(nodes[1], open_files=1024, env=env)
     found = list(cluster.judge(config, nodes, WORD))
     assert warnings(found)[0].startswith("node b: ulimit -Hn is 1024")
-    assert failed(found)[0].startswith("node b: ROCR_VISIBLE_DEVICES=0 is set along with CUDA_VISIBLE_DEVICES")
+    assert failed(found)[0].startswith("node b: ROCR_VISIBLE_DEVICES=0 is set together with CUDA_VISIBLE_DEVICES")
 
 
 def test_resources_of_the_cluster(config, nodes):
@@ -109,7 +109,9 @@ def test_resources_of_the_cluster(config, nodes):
         replace(nodes[1], resources={"GPU": 8.0, "CPU": 8}),
     ]
     [problem] = failed(cluster.judge(config, uneven, WORD))
-    assert problem.startswith("1 nodes have trainer.n_gpus_per_node=8 GPUs with 3 CPUs for each, and trainer.nnodes=2")
+    assert problem.startswith(
+        "1 nodes have trainer.n_gpus_per_node=8 GPUs and 3 CPUs for each GPU, and trainer.nnodes=2"
+    )
 
 
 def test_the_probe_tells_what_it_sees(run_python, tmp_path):
@@ -160,6 +162,6 @@ print("found=" + json.dumps([[finding.status, finding.found] for finding in foun
     assert not any("differs between nodes" in problem for problem in problems)
     [plugin] = [problem for problem in problems if "policy_loss.loss_mode=cfpo is not in verl's registry" in problem]
     assert plugin.startswith("node ")
-    assert not any("does not see what this one writes" in problem for problem in problems)
+    assert not any("does not see what this machine writes" in problem for problem in problems)
     assert any(message.startswith("2 of 2 nodes answered; policy_loss.loss_mode=cfpo is") for _status, message in found)
     assert not list(tmp_path.glob(".cfpo-verl-doctor-*"))  # the canary is gone

@@ -98,7 +98,7 @@ def test_large_files_are_sampled(config, tmp_path, monkeypatch):
 def test_unknown_sources(config, tmp_path):
     config.data.train_files = rows_of(tmp_path, "own.parquet", Problem("1+1=", "2"), source="my/own")
     [warning] = warnings(data.check_data(config))
-    assert "own.parquet: data_source 'my/own' is not known to the reward" in warning
+    assert "own.parquet: data_source 'my/own' is unknown to the reward" in warning
     # verl's own reward raises NotImplementedError at the first response.
     config.reward.custom_reward_function.path = None
     problems = failed(data.check_data(config))
@@ -128,17 +128,17 @@ def test_sources_that_verl_knows(config, tmp_path, source):
 
 def test_steps(config):
     # 84 rows in batches of 32.
-    assert ok(data.check_steps(config)) == ["84 rows, 2 steps per epoch, 20 in all"]
+    assert ok(data.check_steps(config)) == ["84 rows, 2 steps per epoch, 20 in total"]
     config.trainer.total_training_steps = None
     config.trainer.total_epochs = 3
-    assert ok(data.check_steps(config)) == ["84 rows, 2 steps per epoch, 6 in all"]
+    assert ok(data.check_steps(config)) == ["84 rows, 2 steps per epoch, 6 in total"]
 
 
 def test_fewer_rows_than_a_batch(config):
     config.data.train_batch_size = 85
     [problem] = failed(data.check_steps(config))
     assert problem.startswith(
-        "data.train_files has 84 rows, less than data.train_batch_size=85: no step could be taken"
+        "data.train_files has 84 rows, fewer than data.train_batch_size=85: not enough for one step"
     )
     config.data.train_batch_size, config.data.train_max_samples = 32, 20
     assert "has 20 rows" in failed(data.check_steps(config))[0]
@@ -148,7 +148,7 @@ def test_more_steps_than_the_epochs_have(config):
     config.trainer.total_epochs = 3
     [warning] = warnings(data.check_steps(config))
     assert "total_training_steps=20 is more than trainer.total_epochs=3 x 2 steps per epoch" in warning
-    assert "the run ends after step 6, without the last validation and checkpoint" in warning
+    assert "the run would end after step 6, without the final validation and checkpoint" in warning
     assert warning.endswith("Set trainer.total_epochs=10 or more")
 
 
@@ -167,10 +167,10 @@ def test_prompts_over_length(config, tokenizer_folder, tmp_path):
     assert "verl cuts off their beginning" in problem
     config.data.filter_overlong_prompts = True
     assert failed(data.check_prompts(config)) == []
-    assert "1 prompts of 2 rows are longer than 12 tokens and will be left out" in ok(data.check_prompts(config))[0]
+    assert "1 prompts of 2 rows are longer than 12 tokens and will be dropped" in ok(data.check_prompts(config))[0]
     config.data.train_batch_size = 2
     [problem] = failed(data.check_prompts(config))
-    assert "only 1 of 2 rows are left, less than data.train_batch_size=2" in problem
+    assert "only 1 of 2 rows are left, fewer than data.train_batch_size=2" in problem
 
 
 def test_of_a_large_file_the_longest_prompts_are_measured(config, tokenizer_folder, tmp_path, monkeypatch):
@@ -186,7 +186,7 @@ def test_a_chat_template_that_does_not_take_the_prompts(config, tokenizer_folder
     config.actor_rollout_ref.model.path = str(tokenizer_folder)
     config.actor_rollout_ref.model.custom_chat_template = "{{ raise_exception('system first') }}"
     problem = failed(data.check_prompts(config))[0]
-    assert "the tokenizer's chat template does not take its prompts (system first)" in problem
+    assert "the tokenizer's chat template cannot render its prompts (system first)" in problem
     assert "verl drops every row instead" in problem
 
 
@@ -206,7 +206,7 @@ def test_no_tokenizer_at_hand(config):
 def test_the_reward_is_tried_through_verls_loader(config):
     found = list(data.check_reward(config))
     assert failed(found) == []
-    assert ok(found) == ["10 known answers scored as they should be"]
+    assert ok(found) == ["10 known answers scored correctly"]
 
 
 def test_a_reward_that_cannot_decide_is_refused(config):
@@ -240,6 +240,6 @@ def test_the_reward_of_somebody_else_is_left_alone(tmp_path):
     assert list(data.check_reward(config)) == []
     config.reward.custom_reward_function.path = str(tmp_path / "reward.py")
     [problem] = failed(data.check_reward(config))
-    assert "reward.py is not a file; verl would notice once the models are loaded" in problem
+    assert "reward.py is not a file, which verl notices only after loading the models" in problem
     (tmp_path / "reward.py").touch()
     assert list(data.check_reward(config)) == []

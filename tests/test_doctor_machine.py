@@ -13,6 +13,7 @@ from omegaconf import open_dict
 from test_checkpoints import save
 from test_doctor_model import write_weights
 
+from cfpo_verl import demands
 from cfpo_verl.config_groups import platform_env
 from cfpo_verl.doctor import machine
 
@@ -70,7 +71,7 @@ def test_nothing_is_saved_in_the_background(saving):
     assert failed(machine.check_checkpoints(saving)) == []
     saving.actor_rollout_ref.actor.checkpoint.async_save = True
     [problem] = failed(machine.check_checkpoints(saving))
-    assert "async_save=true: only Megatron saves in the background, and nothing in verl 0.9 completes" in problem
+    assert "async_save=true: only Megatron saves in the background, and verl 0.9 never completes" in problem
 
 
 def test_nothing_in_verl_completes_what_megatron_saves_in_the_background():
@@ -85,7 +86,7 @@ def test_warns_of_keeping_a_single_checkpoint(saving):
     assert warnings(machine.check_checkpoints(saving)) == []
     saving.trainer.max_actor_ckpt_to_keep = 1
     [warning] = warnings(machine.check_checkpoints(saving))
-    assert "max_actor_ckpt_to_keep=1: verl removes the only checkpoint before the next one is whole" in warning
+    assert "max_actor_ckpt_to_keep=1: verl removes the only checkpoint before the next one is complete" in warning
     saving.trainer.max_actor_ckpt_to_keep = 2
     assert warnings(machine.check_checkpoints(saving)) == []
 
@@ -105,7 +106,7 @@ def test_the_checkpoint_callback(saving):
     assert failed(machine.check_checkpoints(saving)) == []
     saving.trainer.use_v1 = False
     [warning] = warnings(machine.check_checkpoints(saving))
-    assert "the run cannot stop on request" in warning
+    assert "the run cannot be stopped on request" in warning
 
 
 def test_where_a_run_goes_on(saving, tmp_path):
@@ -119,7 +120,7 @@ def test_where_a_run_goes_on(saving, tmp_path):
     assert "skips what is not whole: global_step_30 (data.pt is missing)" in found
     saving.trainer.total_training_steps = 20
     [warning] = warnings(machine.check_checkpoints(saving))
-    assert "go on from step 20 and trainer.total_training_steps=20: nothing is left to train" in warning
+    assert "resume from step 20, and trainer.total_training_steps=20: nothing is left to train" in warning
     (folder / "global_step_20" / "data.pt").unlink()
     [warning] = warnings(machine.check_checkpoints(saving))
     assert "begins at step 1, because no checkpoint is whole" in warning
@@ -143,7 +144,7 @@ def test_a_checkpoint_to_resume_from(saving, tmp_path):
     assert failed(machine.check_checkpoints(saving)) == []
     (checkpoint / "actor" / "optim_world_size_8_rank_7.pt").unlink()
     [problem] = failed(machine.check_checkpoints(saving))
-    assert "is not whole: actor/optim_world_size_8_rank_7.pt is missing" in problem
+    assert "is incomplete: actor/optim_world_size_8_rank_7.pt is missing" in problem
     shutil.rmtree(checkpoint)
     save(tmp_path, 5, world_size=2)
     [problem] = failed(machine.check_checkpoints(saving))
@@ -155,7 +156,7 @@ def test_a_checkpoint_to_resume_from(saving, tmp_path):
 def test_an_engine_whose_checkpoints_are_not_known(saving):
     saving.actor_rollout_ref.actor.strategy = "torchtitan"
     [warning] = warnings(machine.check_checkpoints(saving))
-    assert "strategy=torchtitan: its checkpoints are not known to us, so verl looks for the last one" in warning
+    assert "strategy=torchtitan: we do not know its checkpoint format, so verl takes the one named" in warning
 
 
 def test_size_of_a_checkpoint(saving):
@@ -187,10 +188,13 @@ def test_a_cluster_that_is_meant_and_one_that_is_not(config, monkeypatch, tmp_pa
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.1:6379")
     [problem] = failed(machine.check_ray(config))
-    assert "a Ray cluster is joined (10.0.0.1:6379), and ray_kwargs.ray_init sets num_cpus and num_gpus" in problem
+    assert (
+        "the run would join the Ray cluster at 10.0.0.1:6379, and ray_kwargs.ray_init sets num_cpus and num_gpus"
+        in problem
+    )
     config.ray_kwargs.ray_init.num_cpus = config.ray_kwargs.ray_init.num_gpus = None
     [warning] = warnings(machine.check_ray(config))
-    assert "a Ray cluster was started on this machine (10.0.0.1:6379), and the run will join it" in warning
+    assert "a Ray cluster is running on this machine (10.0.0.1:6379), and the run will join it" in warning
     with open_dict(config):
         config.ray_kwargs.ray_init.address = "local"
     assert ok(machine.check_ray(config)) == ["Ray will be started on this machine"]
@@ -204,20 +208,20 @@ def test_a_temporary_folder_that_is_too_long_for_rays_sockets(config, monkeypatc
     monkeypatch.setattr(machine, "_LONGEST_SOCKET", 107)
     [problem] = failed(machine.check_ray(config))
     # 40 of the folder, and 68 of /ray/session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store.
-    assert problem.startswith(f"RAY_TMPDIR=/scratch/{'x' * 31}: the sockets of Ray would have paths of 108 characters")
+    assert problem.startswith(f"RAY_TMPDIR=/scratch/{'x' * 31}: Ray's sockets would have paths of 108 characters")
     monkeypatch.setenv("RAY_TMPDIR", "/scratch/" + "x" * 30)
     assert failed(machine.check_ray(config)) == []
 
 
 def test_several_nodes_without_a_cluster():
     [problem] = failed(machine.check_ray(gpu_config("trainer.nnodes=2")))
-    assert "trainer.nnodes=2, but no Ray cluster is running here to be joined" in problem
+    assert "trainer.nnodes=2, but there is no Ray cluster to join" in problem
 
 
 def test_logical_cpus(config):
     # TransferQueue's controller and 1 storage unit, 3 for the GPU, 1 to place the others.
-    assert machine.cpus_needed(config) == 6
-    assert ok(machine.check_cpus(config)) == ["6 logical CPUs needed, 64 there"]
+    assert demands.cpus_needed(config) == 6
+    assert ok(machine.check_cpus(config)) == ["6 logical CPUs needed, 64 available"]
     config.ray_kwargs.ray_init.num_cpus = 5
     [problem] = failed(machine.check_cpus(config))
     assert "need 6 logical CPUs (TransferQueue 1 + 1 storage units, 3 for each GPU" in problem
@@ -257,7 +261,7 @@ def test_logical_cpus(config):
 )
 def test_what_a_run_takes(overrides, cpus, gpus):
     config = gpu_config(*overrides)
-    assert (machine.cpus_needed(config), machine.gpus_needed(config)) == (cpus, gpus)
+    assert (demands.cpus_needed(config), demands.gpus_needed(config)) == (cpus, gpus)
 
 
 def test_too_few_cores_for_verls_defaults(monkeypatch):
@@ -292,7 +296,7 @@ ray.shutdown()
 
 
 def test_gpus(config, monkeypatch):
-    assert ok(machine.check_gpus(config)) == ["1 GPUs needed, 1 there"]
+    assert ok(machine.check_gpus(config)) == ["1 GPUs needed, 1 available"]
     config.ray_kwargs.ray_init.num_gpus = 0
     assert "the run takes 1 GPUs, and Ray is given 0" in failed(machine.check_gpus(config))[0]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
@@ -325,7 +329,7 @@ def test_open_files(config, monkeypatch):
     limits = [(1024, 4096)]
     monkeypatch.setattr(resource, "getrlimit", lambda _kind: limits[-1])
     [warning] = warnings(machine.check_limits(config))
-    assert warning.startswith("ulimit -Hn is 4096: Ray wants at least 8192 open files")
+    assert warning.startswith("ulimit -Hn is 4096: Ray needs at least 8192 open files")
     limits.append((1024, resource.RLIM_INFINITY))  # Ray raises the soft limit by itself
     assert warnings(machine.check_limits(config)) == []
 
@@ -334,8 +338,11 @@ def test_open_files(config, monkeypatch):
     ("env", "message"),
     [
         ({"CUDA_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "1"}, "HIP_VISIBLE_DEVICES=1 and CUDA_VISIBLE_DEVICES=0"),
-        ({"CUDA_VISIBLE_DEVICES": "0", "ROCR_VISIBLE_DEVICES": "0"}, "ROCR_VISIBLE_DEVICES=0 is set along with CUDA_"),
-        ({"HIP_VISIBLE_DEVICES": "0", "ROCR_VISIBLE_DEVICES": "0"}, "ROCR_VISIBLE_DEVICES=0 is set along with HIP_"),
+        (
+            {"CUDA_VISIBLE_DEVICES": "0", "ROCR_VISIBLE_DEVICES": "0"},
+            "ROCR_VISIBLE_DEVICES=0 is set together with CUDA_",
+        ),
+        ({"HIP_VISIBLE_DEVICES": "0", "ROCR_VISIBLE_DEVICES": "0"}, "ROCR_VISIBLE_DEVICES=0 is set together with HIP_"),
     ],
 )
 def test_variables_that_disagree_about_the_devices(env, message):

@@ -13,7 +13,7 @@ def test_a_run_that_fits_says_how_much_it_takes():
 def test_a_model_that_is_too_large_is_warned_of_with_the_first_change():
     config = gpu_config("actor_rollout_ref.model.path=Qwen/Qwen2.5-32B", "trainer.n_gpus_per_node=2")
     [problem] = warnings(check_memory(config))
-    assert problem.startswith("too much memory, by estimate: about ")
+    assert problem.startswith("estimated to need too much memory: about ")
     assert "for H100-80GB with 80 GB. First trainer.nnodes=2 (not enough alone)" in problem
     assert failed(check_memory(config)) == []
 

@@ -93,14 +93,14 @@ def test_a_hub_that_has_the_model(config, hub):
     hub.append(200)
     config.actor_rollout_ref.model.path = ID
     [warning] = warnings(model.check_hub(config))
-    assert warning.startswith(f"{ID} is not in the cache: every node will fetch it")
+    assert warning.startswith(f"{ID} is not in the cache: every node will download it")
 
 
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (404, f"the hub has no model {ID}, or not for this user"),
-        (403, f"the hub asks for permission to use {ID}"),
+        (404, f"the hub has no model {ID}, or it is private"),
+        (403, f"{ID} is gated: the hub asks you to accept its terms"),
         (503, "is not in the cache, and the hub cannot be reached (Server error '503"),
     ],
 )
@@ -139,5 +139,5 @@ def test_a_model_in_the_cache_is_as_good_as_a_folder(config, hub, monkeypatch, t
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("abc")
     config.actor_rollout_ref.model.path = ID
-    assert ok(model.check_hub(config)) == [f"{ID} is in the cache of the hub"]
+    assert ok(model.check_hub(config)) == [f"{ID} is in the hub's cache"]
     assert model.attention_heads(model.read_model_config(config)) == 14

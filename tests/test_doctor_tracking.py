@@ -26,7 +26,7 @@ def test_loggers_that_need_nothing():
 
 def test_wandb_without_login(nobody, monkeypatch):
     [problem] = failed(tracking.check_loggers(config("wandb")))
-    assert problem.startswith("trainer.logger: wandb has no login, and a worker has no terminal to ask for one")
+    assert problem.startswith("trainer.logger: wandb is not logged in, and a worker has no terminal to ask for a key")
     (nobody / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
     assert failed(tracking.check_loggers(config("wandb"))) == []
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8080/")
@@ -41,14 +41,16 @@ def test_wandb_that_needs_no_login(name, value):
 
 def test_loggers_that_are_not_there(monkeypatch):
     problems = failed(tracking.check_loggers(config("wanbd", "clearml")))
-    assert problems[0].startswith("trainer.logger: verl has no 'wanbd'. Choose among: console, file, wandb, mlflow")
+    assert problems[0].startswith(
+        "trainer.logger: verl has no logger 'wanbd'. Choose among: console, file, wandb, mlflow"
+    )
     assert problems[1].startswith("trainer.logger: clearml needs clearml, which is not installed")
 
 
 def test_swanlab_without_login(monkeypatch):
     monkeypatch.setattr(tracking, "find_spec", lambda name: object())
     assert failed(tracking.check_loggers(config("swanlab"))) == [
-        "trainer.logger: swanlab has no login. Set SWANLAB_API_KEY, `swanlab login`, or SWANLAB_MODE=local"
+        "trainer.logger: swanlab is not logged in. Set SWANLAB_API_KEY or SWANLAB_MODE=local, or run `swanlab login`"
     ]
     monkeypatch.setenv("SWANLAB_MODE", "local")
     assert failed(tracking.check_loggers(config("swanlab"))) == []

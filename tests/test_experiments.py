@@ -16,10 +16,11 @@ from verl.workers.config import HFModelConfig
 
 from benchmarks import algorithms as algorithm_runs
 from benchmarks.combinations import composing, product_overrides, refusal
-from cfpo_verl import combinations
 from cfpo_verl.config import ClippingFreeLossConfig
 from cfpo_verl.config_groups import names
 from cfpo_verl.data_prep.sources import SOURCES
+from cfpo_verl.demands import gpus_needed
+from cfpo_verl.doctor import environment
 from cfpo_verl.experiments import find
 
 CONFIGS = PROJECT / "hydra_configs"
@@ -281,6 +282,7 @@ def test_the_list_says_what_hydra_chooses(experiment, compose):
     loader = GlobalHydra.instance().config_loader()
     config = loader.load_configuration("train", [f"experiment={experiment.name}"], RunMode.RUN)
     assert experiment.choices.items() <= config.hydra.runtime.choices.items()
+    assert experiment.gpus == (0 if experiment.choices["backend"] == "cpu" else gpus_needed(config))
     # Not resolved, since the model's path of tiny refers to the seed.
     assert experiment.model == OmegaConf.to_container(config.actor_rollout_ref.model)["path"]
     text = (CONFIGS / "experiment" / f"{experiment.name}.yaml").read_text()
@@ -312,12 +314,17 @@ def test_experiments_command(run_cli, run_script):
 
 def test_what_an_installed_backend_needs_is_named(compose, monkeypatch):
     config = compose("experiment=math_8gpu_megatron")
-    monkeypatch.setattr(combinations, "_is_installed", lambda module: module == "megatron.core")
-    [problem] = combinations.missing_packages(config)
-    assert problem.startswith("backend=megatron needs megatron-bridge, transformer-engine, which are not installed.")
-    monkeypatch.setattr(combinations, "_is_installed", lambda module: True)
-    assert list(combinations.missing_packages(config)) == []
-    assert list(combinations.missing_packages(compose("experiment=math_8gpu"))) == []
+    monkeypatch.setattr(environment, "_is_installed", lambda module: module == "megatron.core")
+    [problem] = [finding for finding in environment.check_packages(config) if finding.status == "failed"]
+    assert problem.found == (
+        "actor_rollout_ref.actor.strategy=megatron needs transformer-engine, megatron-bridge, which are not installed"
+    )
+    assert problem.way_out == "pip install 'verl[megatron,vllm]<0.10,>=0.9.1', or choose backend=fsdp2"
+    monkeypatch.setattr(environment, "_is_installed", lambda module: True)
+    assert "failed" not in [finding.status for finding in environment.check_packages(config)]
+    monkeypatch.setattr(environment, "_is_installed", lambda module: False)
+    found = environment.check_packages(compose("experiment=math_8gpu"))
+    assert "failed" not in [finding.status for finding in found]
 
 
 def test_every_algorithm_has_run():

@@ -1,10 +1,10 @@
-"""What is checked before anything is started: one list of checks, each of which returns what it found.
+"""The checks of a run before anything is started: one list, whose checks return findings.
 
-`cfpo-verl train` refuses to start on a failure, `cfpo-verl doctor` shows all of it; docs/doctor.md has a row for each.
+`cfpo-verl train` refuses to start on a failure, `cfpo-verl doctor` shows all findings. docs/doctor.md explains each.
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -12,36 +12,52 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from cfpo_verl.doctor import algorithm, batches, cluster, data, environment, machine, memory, model, tracking
-from cfpo_verl.doctor.environment import worker_env
+from cfpo_verl.demands import worker_env
+from cfpo_verl.doctor import (
+    algorithm,
+    batches,
+    cluster,
+    composition,
+    data,
+    environment,
+    machine,
+    memory,
+    model,
+    tracking,
+)
 from cfpo_verl.doctor.finding import Finding, failed, ok
 
-__all__ = ["CHECKS", "Check", "Finding", "examine", "failures", "worker_env"]
+__all__ = ["CHECKS", "Check", "Finding", "examine", "examine_config", "failures", "worker_env"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check with its name.
+    """A named check.
 
     Args:
-        name: As the table shows it.
-        find: Returns what it found, nothing if all is well. It changes nothing and raises nothing that it can foresee.
-        about: "run" if it holds wherever the run takes place, "machine" if it looks at the machine it is made on.
-        waits: Whether it mostly waits, for another process or the network, so that others can be made meanwhile.
+        name: As shown in the table.
+        find: Returns the findings, none if nothing is wrong. It changes nothing, and raises only on bugs.
+        about: "config" if it reads nothing but the config (and the model's config.json, if at hand), "run" if it also
+            looks at files and packages that the run needs on any machine, "machine" if it looks at this one.
+        waits: Whether it mainly waits for a process or the network; such checks run in parallel.
+        comes_first: Whether its failure would make other checks fail too; then only that failure is reported.
     """
 
     name: str
     find: Callable[[DictConfig], Iterable[Finding]]
-    about: Literal["run", "machine"] = "run"
+    about: Literal["config", "run", "machine"] = "config"
     waits: bool = False
+    comes_first: bool = False
 
 
 CHECKS = (
-    Check("versions", environment.check_versions),
-    Check("packages", environment.check_packages),
-    Check("plugin", environment.check_plugin, waits=True),
+    Check("values", composition.check_values, comes_first=True),
+    Check("engine", composition.check_engine, comes_first=True),
+    Check("versions", environment.check_versions, "run"),
+    Check("packages", environment.check_packages, "run"),
+    Check("plugin", environment.check_plugin, "run", waits=True),
     Check("verl's rules", algorithm.check_verl_config),
-    Check("combinations", algorithm.check_combinations),
+    Check("one machine", composition.check_one_machine),
     Check("trainer mode", algorithm.check_trainer_mode),
     Check("loss options", algorithm.check_loss_options),
     Check("updates per rollout", algorithm.check_updates),
@@ -54,17 +70,16 @@ CHECKS = (
     Check("token budgets", batches.check_token_budgets),
     Check("context", batches.check_context),
     Check("layout", batches.check_layout),
-    Check("memory", memory.check_memory),
-    Check("data", data.check_data),
-    Check("steps", data.check_steps),
-    Check("prompts", data.check_prompts),
-    Check("reward", data.check_reward),
-    Check("model", model.check_model),
-    Check("hub", model.check_hub, waits=True),
-    Check("loggers", tracking.check_loggers),
-    Check("checkpoints", machine.check_checkpoints),
-    Check("run folder", machine.check_run_dir),
-    Check("engine packages", algorithm.check_engine_packages, "machine"),
+    Check("memory", memory.check_memory, "run"),
+    Check("data", data.check_data, "run"),
+    Check("steps", data.check_steps, "run"),
+    Check("prompts", data.check_prompts, "run"),
+    Check("reward", data.check_reward, "run"),
+    Check("model", model.check_model, "run"),
+    Check("hub", model.check_hub, "run", waits=True),
+    Check("loggers", tracking.check_loggers, "run"),
+    Check("checkpoints", machine.check_checkpoints, "run"),
+    Check("run folder", machine.check_run_dir, "run"),
     Check("disk", machine.check_disk, "machine"),
     Check("ray", machine.check_ray, "machine"),
     Check("cpus", machine.check_cpus, "machine"),
@@ -73,43 +88,57 @@ CHECKS = (
     Check("open files", machine.check_limits, "machine"),
     Check("visible devices", machine.check_visible_devices, "machine"),
 )
-_CLUSTER = Check("nodes", cluster.check_nodes)
+_CLUSTER = Check("nodes", cluster.check_nodes, "machine")
 
 
 def examine(config: DictConfig, elsewhere: bool = False, nodes: bool = False) -> list[Finding]:
     """Make all checks.
 
-    The environment must already be that of the run (`worker_env`): verl settles its platform when it is imported.
+    The environment must already be that of the run (`worker_env`): verl chooses its platform when it is imported.
 
     Args:
         config: A composed config of `cfpo-verl train`.
-        elsewhere: Whether the run takes place on other machines, so that nothing is said about this one.
-        nodes: Whether to look at every node of the running Ray cluster too.
+        elsewhere: Whether the run takes place on other machines, so that this one is not checked.
+        nodes: Whether to check every node of the running Ray cluster too.
 
     Returns:
-        What was found, at least one finding for each check, in the order of `CHECKS`.
+        The findings, at least one for each check, in the order of `CHECKS`. If a check that comes first fails, its
+        findings alone.
     """
-    chosen = [check for check in CHECKS if check.about == "run" or not elsewhere]
-    # verl prints that it is content, among results that may be read by a program.
+    chosen = [check for check in CHECKS if not (elsewhere and check.about == "machine")]
+    return _make_all([*chosen, _CLUSTER] if nodes else chosen, config)
+
+
+def examine_config(config: DictConfig) -> list[Finding]:
+    """Make the checks that read nothing but the config, wherever they are made. See `examine`."""
+    return _make_all([check for check in CHECKS if check.about == "config"], config)
+
+
+def _make_all(checks: Sequence[Check], config: DictConfig) -> list[Finding]:
+    found: dict[str, list[Finding]] = {}
+    for check in checks:
+        if check.comes_first:
+            found[check.name] = _make(check, config)
+            if failures(found[check.name]):
+                return found[check.name]
+    others = [check for check in checks if not check.comes_first]
+    # verl prints that it accepts a config, on the stdout that a program may be reading.
     with ThreadPoolExecutor() as pool, redirect_stdout(sys.stderr):
-        waiting = {check.name: pool.submit(_make, check, config) for check in chosen if check.waits}
-        made = {check.name: _make(check, config) for check in chosen if not check.waits}
-        made |= {name: future.result() for name, future in waiting.items()}
-        found = [made[check.name] for check in chosen]
-        if nodes:
-            found.append(_make(_CLUSTER, config))
-    return [finding for findings in found for finding in findings]
+        waiting = {check.name: pool.submit(_make, check, config) for check in others if check.waits}
+        found |= {check.name: _make(check, config) for check in others if not check.waits}
+        found |= {name: future.result() for name, future in waiting.items()}
+    return [finding for check in checks for finding in found[check.name]]
 
 
 def _make(check: Check, config: DictConfig) -> list[Finding]:
-    """Make one check; what it does not foresee is a failure too, so that nothing passes by accident."""
+    """Make one check. An unforeseen error is a failure too, so that nothing passes by accident."""
     try:
         found = list(check.find(config)) or [ok("")]
     except Exception as error:
         found = [
             failed(
                 f"could not be checked ({type(error).__name__}: {error})",
-                "Mostly a value of the wrong kind, see the other failures and --cfg job",
+                "Usually a value of the wrong type: see the other failures and --cfg job",
             )
         ]
     return [replace(finding, check=check.name) for finding in found]

@@ -1,14 +1,21 @@
 """Checks of the algorithm: verl's own rules, the loss, the advantages, KL, sampling."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
-from cfpo_verl import combinations
-from cfpo_verl.doctor.finding import Finding, failed, ok, warning
+from cfpo_verl.compat import SUPPORTED_VERL
+from cfpo_verl.demands import generates_separately, generation_nodes, has_critic
+from cfpo_verl.doctor.finding import Finding, failed, failed_with, ok, warning
 
-# Estimators that compare the responses to one prompt. With one response a group, verl's grpo and rloo take its raw
-# reward for its advantage, and ours give 0.
+# verl's losses of whole responses: why only one aggregation makes sense for them.
+_RESPONSE_LOSSES = {
+    "gspo": "its ratio is that of a whole response, and the paper (arXiv:2507.18071) weights every response equally",
+    "sapo": "verl's sapo averages over responses whatever is set, and only reference KL and entropy would change",
+}
+
+# Estimators that compare the responses to one prompt. For a single response, verl's grpo and rloo use its raw reward as
+# its advantage, and ours return 0.
 GROUP_ESTIMATORS = frozenset(
     (
         "cfpo_grpo",
@@ -46,23 +53,24 @@ def check_verl_config(config: DictConfig) -> Iterator[Finding]:
     from cfpo_verl.plugin import token_policy_loss
 
     try:
-        # First, because an error in it should be reported as itself and not as one of the actor's.
+        # First, so that an error in it is reported as its own and not as the actor's.
         policy_loss = omega_conf_to_dataclass(config.actor_rollout_ref.actor.policy_loss)
         omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
         validate_config(config, need_reference_policy(config), need_critic(config))
     except InstantiationException as error:
-        yield failed(*_sentences(str(error.__cause__ or error)))
+        yield failed_with(str(error.__cause__ or error))
         return
     except ImportError as error:
-        yield failed(f"verl cannot be imported: {error}", "Reinstall it: pip install 'verl>=0.9.1,<0.10'")
+        yield failed(f"verl cannot be imported: {error}", f"Reinstall it: pip install 'verl{SUPPORTED_VERL}'")
         return
-    except Exception as error:  # verl checks with whatever its arithmetic raises
+    except Exception as error:  # verl validates by assertions and arithmetic
         yield failed(f"verl refuses the config ({type(error).__name__}): {error}", "See the keys with --cfg job")
         return
-    if config.actor_rollout_ref.actor.ppo_mini_batch_size < 1:  # verl lets it through and then divides by it
+    if config.actor_rollout_ref.actor.ppo_mini_batch_size < 1:  # verl accepts it and then divides by it
         yield failed(
-            "actor_rollout_ref.actor.ppo_mini_batch_size must be at least 1, the prompts of one optimiser step",
-            "Set actor_rollout_ref.actor.ppo_mini_batch_size",
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={config.actor_rollout_ref.actor.ppo_mini_batch_size} must be "
+            "at least 1",
+            "Set it to the number of prompts of one optimiser step",
         )
         return
     adapted = POLICY_LOSS_REGISTRY.get(policy_loss.loss_mode) is token_policy_loss
@@ -76,44 +84,21 @@ def check_verl_config(config: DictConfig) -> Iterator[Finding]:
     try:
         check_aggregation(config.actor_rollout_ref.actor)
     except ValueError as error:
-        yield failed(*_sentences(str(error)))
-
-
-def _sentences(message: str) -> tuple[str, str]:
-    """Split a message of ours into what was found and, from its last sentence, the way out."""
-    found, stop, way_out = message.rpartition(". ")
-    return (found, way_out) if stop else (message, "See the keys with --cfg job")
-
-
-def check_combinations(config: DictConfig) -> Iterator[Finding]:
-    """Check that the choices of the config groups go together: engine and strategy, loss and aggregation, and so on."""
-    return _failures(combinations.problems(config))
-
-
-def check_engine_packages(config: DictConfig) -> Iterator[Finding]:
-    """Check that the packages of the model engine are installed."""
-    return _failures(combinations.missing_packages(config))
-
-
-def _failures(problems: Iterable[str]) -> Iterator[Finding]:
-    """Cut sentences whose last one is the way out."""
-    for problem in problems:
-        found, _stop, way_out = problem.rpartition(". ")
-        yield failed(found, way_out)
+        yield failed_with(str(error))
 
 
 def check_trainer_mode(config: DictConfig) -> Iterator[Finding]:
-    """Check what verl's trainers assert about their mode once Ray has started."""
+    """Check what verl's trainers assert about their mode after Ray has started."""
     rollout, mode = config.actor_rollout_ref.rollout, config.trainer.v1.trainer_mode
     if not config.trainer.use_v1:
         return
     modes = ("sync", "colocate_async", "separate_async")
     if mode not in modes:
         yield failed(f"trainer.v1.trainer_mode={mode} is not a trainer of verl", f"Choose one of: {', '.join(modes)}")
-    if mode != "separate_async":
+    if not generates_separately(config):
         if not config.actor_rollout_ref.get("hybrid_engine", True):
             yield failed(
-                f"actor_rollout_ref.hybrid_engine=false with trainer_mode={mode}: no engine would generate",
+                f"actor_rollout_ref.hybrid_engine=false with trainer.v1.trainer_mode={mode}: no engine would generate",
                 "Set actor_rollout_ref.hybrid_engine=true, or trainer.v1.trainer_mode=separate_async",
             )
         return
@@ -121,38 +106,47 @@ def check_trainer_mode(config: DictConfig) -> Iterator[Finding]:
     prompts, mini = config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size
     if prompts != steps * mini:
         yield failed(
-            f"separate_async needs data.train_batch_size ({prompts}) = trainer.v1.separate_async.parameter_sync_step "
-            f"({steps}) x actor_rollout_ref.actor.ppo_mini_batch_size ({mini})",
-            f"Set data.train_batch_size={steps * mini}",
+            f"trainer.v1.trainer_mode=separate_async takes {steps} mini-batches (parameter_sync_step) of {mini} "
+            "prompts (actor.ppo_mini_batch_size) between two weight updates, which is not "
+            f"data.train_batch_size={prompts}",
+            f"Set data.train_batch_size={steps * mini}, or updates_per_rollout, from which both others follow",
         )
-    if rollout.nnodes < 1:
+    if generation_nodes(config).gpus < 1:
         yield failed(
-            f"separate_async generates on nodes of its own, and actor_rollout_ref.rollout.nnodes is {rollout.nnodes}",
-            "Set actor_rollout_ref.rollout.nnodes and n_gpus_per_node",
+            "trainer.v1.trainer_mode=separate_async generates on nodes of its own, and "
+            f"actor_rollout_ref.rollout.nnodes={rollout.nnodes} with n_gpus_per_node={rollout.n_gpus_per_node} is none",
+            "Choose updates=one_step_off or updates=fully_async, which set them",
         )
     if rollout.checkpoint_engine.backend == "naive":
         yield failed(
-            "separate_async cannot send weights with actor_rollout_ref.rollout.checkpoint_engine.backend=naive",
-            "Set the backend to nccl, nixl or mooncake",
+            "trainer.v1.trainer_mode=separate_async with actor_rollout_ref.rollout.checkpoint_engine.backend=naive: "
+            "new weights would never reach the nodes that generate",
+            "Set it to nccl (verl also has nixl and mooncake)",
         )
 
 
 def check_loss_options(config: DictConfig) -> Iterator[Finding]:
-    """Find options that a clipping-free loss does not read, and aggregations that do not fit it."""
+    """Find options that a clipping-free loss does not read, and aggregations that do not fit a loss."""
     actor = config.actor_rollout_ref.actor
     loss_mode = actor.policy_loss.loss_mode
+    if loss_mode in _RESPONSE_LOSSES and actor.loss_agg_mode != "seq-mean-token-mean":
+        yield failed(
+            f"policy_loss={loss_mode} with actor_rollout_ref.actor.loss_agg_mode={actor.loss_agg_mode}: "
+            f"{_RESPONSE_LOSSES[loss_mode]}",
+            "Leave loss_agg_mode=seq-mean-token-mean, which that policy_loss sets",
+        )
     if loss_mode not in our_losses():
         return
     changed = [key for key in ("clip_ratio", "clip_ratio_low", "clip_ratio_high") if actor[key] != 0.2]
     if changed:
         yield warning(
             f"{', '.join(changed)} has no effect on the loss {loss_mode}",
-            "Set the options in actor_rollout_ref.actor.policy_loss instead",
+            "Set the options of the loss, in actor_rollout_ref.actor.policy_loss",
         )
     if loss_mode == "cfpo_sequence" and actor.loss_agg_mode != "seq-mean-token-mean":
         yield warning(
-            f"cfpo_sequence with loss_agg_mode={actor.loss_agg_mode}: only seq-mean-token-mean weighs every response "
-            "the same, as a loss of whole responses is meant to",
+            f"cfpo_sequence with loss_agg_mode={actor.loss_agg_mode}: only seq-mean-token-mean weights every response "
+            "equally, as a loss of whole responses should",
             "Set actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",
         )
 
@@ -163,8 +157,8 @@ def check_updates(config: DictConfig) -> Iterator[Finding]:
     steps = -(-config.data.train_batch_size // actor.ppo_mini_batch_size) * actor.ppo_epochs
     if actor.policy_loss.loss_mode in our_losses() and steps == 1 and not bypass:
         yield warning(
-            "one optimiser step per rollout: the importance ratio is always 1, so CFPO, GRPO and REINFORCE are the "
-            "same",
+            "one optimiser step per rollout: the importance ratio is always 1, so CFPO, GRPO and REINFORCE do not "
+            "differ",
             "Make actor_rollout_ref.actor.ppo_mini_batch_size smaller than data.train_batch_size",
         )
     else:
@@ -172,15 +166,15 @@ def check_updates(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_rollout_correction(config: DictConfig) -> Iterator[Finding]:
-    """Check what becomes of a loss of ours, and of a correction for the mismatch of the engines, in bypass mode."""
+    """Check corrections for the mismatch of the two engines, and our losses in bypass mode."""
     correction, rollout = config.algorithm.rollout_correction, config.actor_rollout_ref.rollout
     loss_mode = config.actor_rollout_ref.actor.policy_loss.loss_mode
     asked = [key for key in ("rollout_is", "rollout_rs") if correction[key] is not None]
     if (asked or correction.bypass_mode) and not rollout.calculate_log_probs:
         settings = ", ".join([*asked, *(["bypass_mode"] if correction.bypass_mode else [])])
         yield failed(
-            f"algorithm.rollout_correction: {settings} needs the rollout engine's log-probabilities, which it does not "
-            "return",
+            f"algorithm.rollout_correction: {settings} needs the log-probabilities of the rollout engine, which are "
+            "not returned",
             "Set actor_rollout_ref.rollout.calculate_log_probs=true",
         )
     if not correction.bypass_mode or loss_mode not in our_losses():
@@ -188,22 +182,22 @@ def check_rollout_correction(config: DictConfig) -> Iterator[Finding]:
     if asked:
         settings = ", ".join(f"{key}={correction[key]}" for key in asked)
         yield failed(
-            f"algorithm.rollout_correction: with bypass_mode=true only verl's own loss bypass_mode applies {settings}; "
-            "this loss would run without",
-            "Set bypass_mode=false, or unset them (=null)",
+            f"algorithm.rollout_correction: with bypass_mode=true only verl's own loss bypass_mode applies {settings}, "
+            f"and {loss_mode} would run without it",
+            f"Set bypass_mode=false, or {' and '.join(f'{key}=null' for key in asked)}",
         )
         return
     yield warning(
-        f"bypass_mode: the loss {loss_mode} runs, with the ratio to the rollout engine's probabilities",
-        "Where the engines disagree, policy_loss.tail=linear keeps single tokens from owning a mini-batch",
+        f"algorithm.rollout_correction.bypass_mode=true: {loss_mode} uses the ratio to the rollout engine's "
+        "probabilities",
+        "Where the engines disagree, policy_loss.tail=linear keeps single tokens from dominating a mini-batch",
     )
     if not config.trainer.use_v1:
         # tests/test_stack.py sees that the workers of verl 0.9.1 keep the loss they were built with.
         yield warning(
-            "bypass_mode with trainer.use_v1=false: that trainer writes loss_mode=bypass_mode into its own copy "
-            "of the "
-            f"config in each step; {loss_mode} stays in place only because the workers have copies of theirs",
-            "Use verl's default trainer, trainer.use_v1=true, which changes nothing",
+            "bypass_mode with trainer.use_v1=false: that trainer writes loss_mode=bypass_mode into its copy of the "
+            f"config in each step, and {loss_mode} is used only because the workers have copies of their own",
+            "Set trainer.use_v1=true, verl's default trainer, which leaves the loss alone",
         )
 
 
@@ -213,59 +207,63 @@ def check_advantages(config: DictConfig) -> Iterator[Finding]:
     if estimator in GROUP_ESTIMATORS and responses < 2:
         yield failed(
             f"algorithm.adv_estimator={estimator} compares the responses to a prompt, and "
-            f"actor_rollout_ref.rollout.n is {responses}: advantages would be the raw reward, or 0",
+            f"actor_rollout_ref.rollout.n={responses}: advantages would be the raw reward, or 0",
             "Set actor_rollout_ref.rollout.n to 2 or more (8 and 16 are usual), or choose another estimator",
         )
-    needs_critic = estimator == "gae"
-    has_critic = needs_critic if config.critic.enable is None else bool(config.critic.enable)
-    if needs_critic and not has_critic:
-        yield failed("algorithm.adv_estimator=gae needs the critic, which critic.enable=false leaves out", "Unset it")
-    if has_critic and not needs_critic:
+    if estimator == "gae":
+        if has_critic(config):
+            yield warning(
+                "algorithm.adv_estimator=gae (verl's default) trains a critic, a second model: "
+                f"{config.critic.model.path}",
+                "For CFPO set algorithm.adv_estimator=cfpo_grpo",
+            )
+        else:
+            yield failed(
+                "algorithm.adv_estimator=gae needs a critic, and critic.enable=false (as in our experiments) leaves "
+                "it out",
+                "Choose an estimator without one, such as algorithm.adv_estimator=cfpo_grpo, or set "
+                "critic.enable=true and critic.model.path=MODEL",
+            )
+    elif has_critic(config):
         yield warning(
-            f"critic.enable=true, but algorithm.adv_estimator={estimator} reads no values: a second model would be "
+            f"critic.enable=true, but algorithm.adv_estimator={estimator} uses no values: a second model would be "
             "trained for nothing",
             "Set critic.enable=false",
         )
-    if needs_critic:
-        yield warning(
-            "algorithm.adv_estimator=gae (verl's default) trains a critic, a second model of its own size: "
-            f"{config.critic.model.path}",
-            "For CFPO set algorithm.adv_estimator=cfpo_grpo",
-        )
-    if config.trainer.critic_warmup > 0 and not has_critic:
+    if config.trainer.critic_warmup > 0 and not has_critic(config):
         yield failed(
-            f"trainer.critic_warmup={config.trainer.critic_warmup} without a critic: the actor would not be updated "
-            "before that step, and nothing else either",
+            f"trainer.critic_warmup={config.trainer.critic_warmup} without a critic: nothing would be trained before "
+            "that step",
             "Set trainer.critic_warmup=0",
         )
 
 
 def check_reference(config: DictConfig) -> Iterator[Finding]:
-    """Check that the KL to a reference is counted once, has an effect, and is to the model that is meant."""
+    """Check that the KL to a reference is counted once, has an effect, and is to the intended model."""
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
     in_reward = config.algorithm.use_kl_in_reward
     if in_reward and actor.use_kl_loss:
         yield warning(
-            "algorithm.use_kl_in_reward and actor_rollout_ref.actor.use_kl_loss: the KL is subtracted from the reward "
-            "and added to the loss as well",
+            "algorithm.use_kl_in_reward and actor_rollout_ref.actor.use_kl_loss are both true: the KL is subtracted "
+            "from the reward and added to the loss",
             "Set one of them to false",
         )
     if actor.use_kl_loss and actor.kl_loss_coef == 0 and not in_reward:
         yield warning(
-            "actor_rollout_ref.actor.kl_loss_coef=0: a reference model is loaded and run in each step for nothing but "
-            "a metric",
+            "actor_rollout_ref.actor.kl_loss_coef=0: a reference model is loaded and run in each step only for a "
+            "metric",
             "Set actor_rollout_ref.actor.use_kl_loss=false",
         )
     if (in_reward or actor.use_kl_loss) and model.get("lora_adapter_path") is not None:
         yield warning(
-            "with actor_rollout_ref.model.lora_adapter_path the reference is the base model without the adapter, not "
-            "the policy that training starts from",
-            "Merge the adapter into the model first if the starting policy is meant",
+            f"actor_rollout_ref.model.lora_adapter_path={model.lora_adapter_path}: the reference is the base model "
+            "without the adapter, not the policy that training starts from",
+            "Merge the adapter into the model first if the starting policy should be the reference",
         )
 
 
 def check_filter_groups(config: DictConfig) -> Iterator[Finding]:
-    """Check that dynamic sampling really takes place where it is asked for."""
+    """Check that dynamic sampling takes effect."""
     groups = config.algorithm.filter_groups
     if not groups.enable:
         return
@@ -273,15 +271,24 @@ def check_filter_groups(config: DictConfig) -> Iterator[Finding]:
     reward = config.reward.custom_reward_function
     if not config.trainer.use_v1:
         yield failed(
-            "algorithm.filter_groups.enable=true has no effect with trainer.use_v1=false: no group would be left out",
-            "Set trainer.use_v1=true",
+            "algorithm.filter_groups.enable=true with trainer.use_v1=false: the older trainer ignores it and would "
+            "train on every group",
+            "Set trainer.use_v1=true, or choose an algo without dynamic sampling",
         )
     elif sampler.path and sampler.name:
-        # verl's trainer hands a custom sampler neither the metric nor the batch sizes.
+        # verl's trainer gives a custom sampler neither the metric nor the batch sizes.
         yield failed(
-            f"algorithm.filter_groups.enable=true has no effect with trainer.v1.sampler.custom_sampler={sampler.name}: "
-            "verl leaves filtering to that class, and no group would be left out",
-            "Unset trainer.v1.sampler.custom_sampler.path and name (=null)",
+            f"algorithm.filter_groups.enable=true with trainer.v1.sampler.custom_sampler.name={sampler.name}: verl "
+            "leaves the filtering to that class, which would keep every group",
+            "Set trainer.v1.sampler.custom_sampler.path=null and name=null",
+        )
+    # check_advantages refuses a single response where the estimator compares groups too.
+    if config.actor_rollout_ref.rollout.n < 2 and config.algorithm.adv_estimator not in GROUP_ESTIMATORS:
+        yield failed(
+            "algorithm.filter_groups.enable=true with "
+            f"actor_rollout_ref.rollout.n={config.actor_rollout_ref.rollout.n}: a single response has nothing to be "
+            "compared with, and no group would be left out",
+            "Set actor_rollout_ref.rollout.n to 2 or more",
         )
     if reward.path == "pkg://cfpo_verl.rewards":
         diagnostics = ("has_answer", "fast_path", "timed_out", "verify_seconds")
@@ -290,22 +297,21 @@ def check_filter_groups(config: DictConfig) -> Iterator[Finding]:
             known += diagnostics
         if groups.metric not in known:
             yield failed(
-                f"algorithm.filter_groups.metric={groups.metric} is not reported by the reward: verl stops when the "
-                "first group is finished",
+                f"algorithm.filter_groups.metric={groups.metric} is not returned by the reward function: verl stops "
+                "when the first group is finished",
                 f"Choose one of: {', '.join(known)}",
             )
     elif groups.metric != "reward":
         yield warning(
             f"algorithm.filter_groups.metric={groups.metric} must be a key of what the reward function returns, or "
-            "verl "
-            "stops when the first group is finished",
+            "verl stops when the first group is finished",
             "algorithm.filter_groups.metric=reward always works",
         )
     if groups.max_num_gen_batches > 0:
         yield warning(
             f"algorithm.filter_groups.max_num_gen_batches={groups.max_num_gen_batches} is ignored by verl's default "
             "trainer: generation goes on until the batch is full",
-            "Bound what is generated at once with algorithm.filter_groups.max_inflight_gen_batches",
+            "Limit what is generated at once with algorithm.filter_groups.max_inflight_gen_batches",
         )
 
 
@@ -315,7 +321,7 @@ def check_sampling(config: DictConfig) -> Iterator[Finding]:
     if rollout.temperature <= 0:
         yield failed(
             f"actor_rollout_ref.rollout.temperature={rollout.temperature}: the actor divides its logits by it, and "
-            "greedy responses to one prompt are all the same",
+            "greedy responses to a prompt are all the same",
             "Set actor_rollout_ref.rollout.temperature=1",
         )
     cut = [
@@ -325,13 +331,13 @@ def check_sampling(config: DictConfig) -> Iterator[Finding]:
     ]
     if cut:
         yield warning(
-            f"actor_rollout_ref.rollout: training samples with {', '.join(cut)}, and the actor computes the "
-            "probabilities of the whole distribution: every ratio to the rollout is off",
-            "Set top_p=1 and top_k=-1 for training; val_kwargs has its own",
+            f"actor_rollout_ref.rollout: training samples with {', '.join(cut)}, but the actor computes the "
+            "probabilities of the full distribution: every ratio to the rollout is wrong",
+            "Set top_p=1 and top_k=-1 for training; val_kwargs has values of its own for validation",
         )
     if validation.n > 1 and validation.temperature == 0:
         yield warning(
             f"actor_rollout_ref.rollout.val_kwargs.n={validation.n} with temperature=0: all responses to a prompt are "
             "the same, at that many times the cost",
-            "Set val_kwargs.n=1, or val_kwargs.temperature and do_sample=true",
+            "Set val_kwargs.n=1, or val_kwargs.temperature=1 and val_kwargs.do_sample=true",
         )

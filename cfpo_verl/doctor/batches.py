@@ -1,15 +1,15 @@
-"""Checks of sizes that have to divide or to fit: verl asserts most of them only after the first rollout."""
+"""Checks of sizes that must divide or fit: verl asserts most of them only after the first rollout."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
+from cfpo_verl.demands import generation_nodes, has_reference, layout, trainer_nodes
 from cfpo_verl.doctor.finding import Finding, failed, ok, warning
 from cfpo_verl.doctor.model import attention_heads, context_length, hidden_layers, read_model_config
 
-# Options of Megatron with which layers need not divide among pipeline stages.
+# Options of Megatron that allow pipeline stages with different numbers of layers.
 _UNEVEN_PIPELINES = frozenset(
     (
         "account_for_embedding_in_pipeline_split",
@@ -20,68 +20,10 @@ _UNEVEN_PIPELINES = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a model engine spreads over the GPUs of the trainer.
-
-    Args:
-        ranks: GPUs of the trainer.
-        model_parallel: GPUs that share one batch.
-        sequence_parallel: GPUs that share one sequence: verl multiplies token budgets by it.
-        data_parallel: Parts into which a batch is cut.
-    """
-
-    ranks: int
-    model_parallel: int
-    sequence_parallel: int
-    data_parallel: int
-
-
-def layout(config: DictConfig, role: str = "actor") -> Layout:
-    """Return the layout of the actor or of the reference model, as verl's engines compute it.
-
-    Args:
-        config: The whole config.
-        role: "actor" or "ref".
-    """
-    node = config.actor_rollout_ref[role]
-    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
-    if node.strategy == "megatron":
-        engine = node.megatron
-        sequence = engine.context_parallel_size
-        model = engine.tensor_model_parallel_size * engine.pipeline_model_parallel_size * sequence
-        data = 1 if engine.get("dynamic_context_parallel", False) else ranks // model
-        return Layout(ranks, model, sequence, max(data, 1))
-    if node.strategy == "torchtitan":
-        engine = node.torchtitan
-        data = engine.data_parallel_shard_size * engine.data_parallel_replicate_size
-        return Layout(ranks, max(ranks // data, 1), engine.tensor_parallel_size, data)
-    if node.strategy == "veomni":
-        sequence = node.veomni.ulysses_parallel_size
-    else:
-        # verl's actor overrides its engine's value, if it is set.
-        sequence = max(node.ulysses_sequence_parallel_size, node.fsdp_config.ulysses_sequence_parallel_size)
-    return Layout(ranks, sequence, sequence, max(ranks // sequence, 1))
-
-
-def has_reference(config: DictConfig) -> bool:
-    """Return whether a reference model of its own is run: with LoRA, the actor without its adapter is the reference."""
-    return bool(config.algorithm.use_kl_in_reward or config.actor_rollout_ref.actor.use_kl_loss) and not has_lora(
-        config
-    )
-
-
-def has_lora(config: DictConfig) -> bool:
-    """Return whether only an adapter is trained."""
-    model = config.actor_rollout_ref.model
-    rank = (model.get("lora") or {}).get("rank", 0) or model.get("lora_rank", 0)
-    return rank > 0 or model.get("lora_adapter_path") is not None
-
-
 def check_batches(config: DictConfig) -> Iterator[Finding]:
     """Check that mini-batches and micro-batches divide.
 
-    In the order in which verl asserts them: the passes that compute log-probabilities, then the update.
+    In verl's order: first the passes that compute log-probabilities, then the update.
     """
     actor, rollout, data = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.data
     data_parallel = layout(config).data_parallel
@@ -92,10 +34,10 @@ def check_batches(config: DictConfig) -> Iterator[Finding]:
             f"actor_rollout_ref.actor.use_dynamic_bsz={actor.use_dynamic_bsz} but "
             f"actor_rollout_ref.rollout.log_prob_use_dynamic_bsz={rollout.log_prob_use_dynamic_bsz}: verl's workers "
             "refuse to start",
-            "Set both to the same",
+            "Set both to the same value",
         )
     fetched = data.get("gen_batch_size")
-    # verl fetches single prompts where it may have to refill.
+    # With dynamic sampling verl fetches single prompts, to refill the batch.
     fetches_batches = config.trainer.v1.trainer_mode == "sync" and not config.algorithm.filter_groups.enable
     if fetched and fetches_batches and data.train_batch_size % fetched:
         yield failed(
@@ -105,12 +47,12 @@ def check_batches(config: DictConfig) -> Iterator[Finding]:
         )
     if step % data_parallel:
         yield failed(
-            f"actor_rollout_ref.actor: {what} an optimiser step, which do not divide among {data_parallel} "
+            f"actor_rollout_ref.actor: {what} per optimiser step, which cannot be divided among {data_parallel} "
             "data-parallel ranks: verl stops at the first update, after the first rollout",
             f"Make ppo_mini_batch_size * rollout.n a multiple of {data_parallel}",
         )
         return
-    # The default trainer fills the batch up to whole mini-batches and ranks before it cuts it.
+    # The default trainer pads the batch to whole mini-batches and ranks before it splits it.
     rows = -(-data.train_batch_size * rollout.n // step) * step // data_parallel
     if not rollout.log_prob_use_dynamic_bsz and not config.algorithm.rollout_correction.bypass_mode:
         yield from _check_micro(
@@ -139,23 +81,26 @@ def check_batches(config: DictConfig) -> Iterator[Finding]:
         )
     if data.train_batch_size % actor.ppo_mini_batch_size:
         found = (
-            f"data.train_batch_size={data.train_batch_size} is not a multiple of ppo_mini_batch_size="
-            f"{actor.ppo_mini_batch_size}"
+            f"data.train_batch_size={data.train_batch_size} is not a multiple of "
+            f"ppo_mini_batch_size={actor.ppo_mini_batch_size}"
         )
         missing = -data.train_batch_size % actor.ppo_mini_batch_size * rollout.n
         if config.trainer.use_v1:
             yield warning(
-                f"{found}: verl fills the last mini-batch with {missing} empty responses, and so that step learns less",
+                f"{found}: verl pads the last mini-batch with {missing} empty responses, so that step learns from "
+                "fewer",
                 "Make it a multiple",
             )
         else:
-            yield failed(f"{found}: the older trainer stops at the first update", "Make it a multiple")
+            yield failed(
+                f"{found}: the older trainer (trainer.use_v1=false) stops at the first update", "Make it a multiple"
+            )
 
 
 def _check_micro(key: str, whole: int | None, per_gpu: int | None, rows: int, of: str) -> Iterator[Finding]:
-    """Check one micro-batch size against the rows that a rank has."""
+    """Check one micro-batch size against the responses of a rank."""
     if per_gpu is None:
-        # verl's own validation accepts the deprecated key alone, its workers do not.
+        # verl's own validation accepts the deprecated key alone; its workers do not.
         yield failed(
             f"{key}_per_gpu is not set" + ("" if whole is None else f", only the deprecated {key.rpartition('.')[2]}"),
             f"Set {key}_per_gpu, for example to {math.gcd(rows, 8)}, or actor_rollout_ref.actor.use_dynamic_bsz=true",
@@ -163,8 +108,8 @@ def _check_micro(key: str, whole: int | None, per_gpu: int | None, rows: int, of
     elif per_gpu < 1 or rows % per_gpu:
         fitting = max(size for size in range(1, max(min(per_gpu, rows), 1) + 1) if rows % size == 0)
         yield failed(
-            f"{key}_per_gpu={per_gpu} does not divide the {rows} responses that a rank has of {of}: verl stops there, "
-            "after the first rollout",
+            f"{key}_per_gpu={per_gpu} does not divide the {rows} responses of {of} that each rank gets: verl stops "
+            "there, after the first rollout",
             f"Set it to {fitting}",
         )
 
@@ -172,7 +117,7 @@ def _check_micro(key: str, whole: int | None, per_gpu: int | None, rows: int, of
 def check_token_budgets(config: DictConfig) -> Iterator[Finding]:
     """Check that the longest sequence fits each token budget of dynamic batches.
 
-    verl asserts this when the first long sequence comes, which may be hours after the start.
+    verl asserts this at the first long sequence, which may be hours after the start.
     """
     actor, rollout, ref = (config.actor_rollout_ref[name] for name in ("actor", "rollout", "ref"))
     longest = config.data.max_prompt_length + config.data.max_response_length
@@ -190,7 +135,8 @@ def check_token_budgets(config: DictConfig) -> Iterator[Finding]:
         if budget * shared < longest:
             yield failed(
                 f"{key}={budget}{f' x {shared} GPUs that share a sequence' if shared > 1 else ''} is less than the "
-                f"longest sequence, max_prompt_length + max_response_length = {longest}: verl stops when one comes",
+                f"longest sequence, max_prompt_length + max_response_length = {longest}: verl stops at the first such "
+                "sequence",
                 f"Set it to {-(-longest // shared)} or more (two to four times that is usual)",
             )
     if budgets:
@@ -206,7 +152,7 @@ def check_context(config: DictConfig) -> Iterator[Finding]:
         yield failed(
             f"actor_rollout_ref.rollout.max_model_len={rollout.max_model_len} is less than max_prompt_length "
             f"{data.max_prompt_length} + max_response_length {data.max_response_length} = {longest}: long responses "
-            "would be cut off and scored as wrong, without a word",
+            "would be cut off and scored as wrong, without a warning",
             f"Set actor_rollout_ref.rollout.max_model_len={longest} or more",
         )
     if trained is None:
@@ -230,66 +176,76 @@ def check_layout(config: DictConfig) -> Iterator[Finding]:
 
     verl notices these while it loads the models, minutes after the start.
     """
-    rollout, trainer = config.actor_rollout_ref.rollout, config.trainer
     shape = read_model_config(config)
     heads, layers = attention_heads(shape), hidden_layers(shape)
-    for role in ("actor", "ref") if has_reference(config) else ("actor",):
-        strategy, found = config.actor_rollout_ref[role].strategy, layout(config, role)
-        if found.ranks % found.model_parallel:
+    yield from _check_model_layout(config, "actor", heads, layers)
+    # verl copies the actor's sizes to the reference model, unless it has its own.
+    if has_reference(config) and _groups(config, "ref") != _groups(config, "actor"):
+        yield from _check_model_layout(config, "ref", heads, layers)
+    yield from _check_rollout_layout(config, heads)
+
+
+def _check_model_layout(config: DictConfig, role: str, heads: int | None, layers: int | None) -> Iterator[Finding]:
+    node, ranks = config.actor_rollout_ref[role], trainer_nodes(config)
+    is_megatron, groups = node.strategy == "megatron", _groups(config, role)
+    for size, what in groups:
+        if ranks.gpus % size:
             yield failed(
-                f"actor_rollout_ref.{role}: {found.model_parallel} GPUs share a batch ({_parts(config, role)}), "
-                "which do "
-                f"not divide trainer.nnodes x n_gpus_per_node = {found.ranks} GPUs",
-                "Change the parallel sizes, or the number of GPUs",
+                f"actor_rollout_ref.{role}: {size} GPUs share the model ({what}), and {ranks.count} x "
+                f"{ranks.gpus_per_node} GPUs cannot be divided into such groups",
+                "Choose a larger topology, or smaller parallel sizes",
             )
-        splits_heads = (
-            config.actor_rollout_ref[role].megatron.tensor_model_parallel_size
-            if strategy == "megatron"
-            else found.sequence_parallel
-        )
-        if heads is not None and heads % splits_heads:
-            yield failed(
-                f"actor_rollout_ref.{role}: the model's {heads} attention heads do not divide among {splits_heads} "
-                "GPUs "
-                f"({_parts(config, role)})",
-                f"Choose a divisor of {heads}",
-            )
-        if strategy == "megatron" and layers is not None:
-            pipeline = config.actor_rollout_ref[role].megatron.pipeline_model_parallel_size
-            told = set(config.actor_rollout_ref[role].megatron.override_transformer_config) & _UNEVEN_PIPELINES
-            if layers % pipeline and not told:
-                yield failed(
-                    f"actor_rollout_ref.{role}.megatron.pipeline_model_parallel_size={pipeline} does not divide the "
-                    f"model's {layers} layers",
-                    f"Choose a divisor of {layers}, or set one of {', '.join(sorted(_UNEVEN_PIPELINES))}",
-                )
-    replica = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
-    separate = config.trainer.use_v1 and trainer.v1.trainer_mode == "separate_async"
-    nodes, per_node = (
-        (rollout.nnodes, rollout.n_gpus_per_node) if separate else (trainer.nnodes, trainer.n_gpus_per_node)
-    )
-    if nodes * per_node % replica or replica % min(per_node, replica):
+            break
+    splits_heads = node.megatron.tensor_model_parallel_size if is_megatron else layout(config, role).sequence_parallel
+    if heads is not None and heads % splits_heads:
         yield failed(
-            f"actor_rollout_ref.rollout: a replica takes {replica} GPUs (tensor_model_parallel_size "
-            f"{rollout.tensor_model_parallel_size} x data_parallel_size {rollout.data_parallel_size}), which do not "
-            f"divide {nodes} x {per_node} GPUs",
-            "Set actor_rollout_ref.rollout.tensor_model_parallel_size (verl's default is 2) to a divisor",
+            f"actor_rollout_ref.{role}: the model's {heads} attention heads cannot be divided among {splits_heads} "
+            f"GPUs ({groups[0][1]})",
+            f"Choose a divisor of {heads}",
+        )
+    if is_megatron and layers is not None:
+        pipeline = node.megatron.pipeline_model_parallel_size
+        told = set(node.megatron.override_transformer_config) & _UNEVEN_PIPELINES
+        if layers % pipeline and not told:
+            yield failed(
+                f"actor_rollout_ref.{role}.megatron.pipeline_model_parallel_size={pipeline} does not divide the "
+                f"model's {layers} layers",
+                f"Choose a divisor of {layers}, or set one of {', '.join(sorted(_UNEVEN_PIPELINES))}",
+            )
+
+
+def _check_rollout_layout(config: DictConfig, heads: int | None) -> Iterator[Finding]:
+    rollout, nodes = config.actor_rollout_ref.rollout, generation_nodes(config)
+    replica = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
+    # Without nodes there is nothing to divide; check_trainer_mode refuses that.
+    if nodes.gpus and (nodes.gpus % replica or replica % min(nodes.gpus_per_node, replica)):
+        yield failed(
+            f"actor_rollout_ref.rollout: one copy of the model for generation takes {replica} GPUs "
+            f"(tensor_model_parallel_size {rollout.tensor_model_parallel_size} x data_parallel_size "
+            f"{rollout.data_parallel_size}), and {nodes.count} x {nodes.gpus_per_node} GPUs cannot be divided into "
+            "such copies",
+            "Choose a larger topology, or a smaller actor_rollout_ref.rollout.tensor_model_parallel_size (verl's "
+            "default is 2)",
         )
     if heads is not None and heads % rollout.tensor_model_parallel_size:
         yield failed(
             f"actor_rollout_ref.rollout.tensor_model_parallel_size={rollout.tensor_model_parallel_size} does not "
-            "divide "
-            f"the model's {heads} attention heads: the rollout server refuses to start",
+            f"divide the model's {heads} attention heads: the rollout server refuses to start",
             f"Choose a divisor of {heads}",
         )
 
 
-def _parts(config: DictConfig, role: str) -> str:
+def _groups(config: DictConfig, role: str) -> list[tuple[int, str]]:
+    """Return the sizes of the groups of GPUs that share a model, each with the parallel sizes it is the product of."""
     node = config.actor_rollout_ref[role]
-    if node.strategy == "megatron":
-        engine = node.megatron
-        return (
-            f"tensor {engine.tensor_model_parallel_size} x pipeline {engine.pipeline_model_parallel_size} x context "
-            f"{engine.context_parallel_size}"
-        )
-    return f"sequence parallel {layout(config, role).sequence_parallel}"
+    dense = layout(config, role)
+    if node.strategy != "megatron":
+        return [(dense.model_parallel, f"sequence parallel {dense.sequence_parallel}")]
+    engine = node.megatron
+    tensor, pipeline = engine.tensor_model_parallel_size, engine.pipeline_model_parallel_size
+    # As Megatron counts: experts are spread over what tensor, context and data parallelism leave of a pipeline stage.
+    expert, expert_tensor = engine.expert_model_parallel_size, engine.expert_tensor_parallel_size or tensor
+    return [
+        (dense.model_parallel, f"tensor {tensor} x pipeline {pipeline} x context {engine.context_parallel_size}"),
+        (expert * expert_tensor * pipeline, f"expert {expert} x expert tensor {expert_tensor} x pipeline {pipeline}"),
+    ]

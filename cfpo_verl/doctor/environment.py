@@ -1,33 +1,34 @@
-"""Checks of what is installed: versions, packages, and whether verl finds the plugin in a fresh process."""
+"""Checks of what is installed: versions, packages, and whether verl loads the plugin in a fresh process."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from cfpo_verl.compat import SUPPORTED_VERL, UnsupportedAntlrError, check_antlr_version
-from cfpo_verl.doctor.finding import Finding, failed, ok, warning
+from cfpo_verl.demands import worker_env
+from cfpo_verl.doctor.finding import Finding, failed, failed_with, ok, warning
 
-# verl.third_party.vllm refuses older ones when its first worker imports it.
+# verl.third_party.vllm refuses older ones when the first worker imports it.
 OLDEST_VLLM = Version("0.18.0")
 
-# What the strategies of verl's actor import, beside what plain verl brings.
+# {module: package} that the strategies of verl's actor import, beside the requirements of verl itself. Megatron also
+# needs the bridge that `check_packages` adds.
 _STRATEGY_MODULES = {
-    "megatron": {"megatron.core": "pip install 'verl[megatron]'"},
-    "veomni": {"veomni": "pip install veomni"},
-    "torchtitan": {"torchtitan": "pip install torchtitan"},
+    "megatron": {"megatron.core": "megatron-core", "transformer_engine": "transformer-engine"},
+    "veomni": {"veomni": "veomni"},
+    "torchtitan": {"torchtitan": "torchtitan"},
 }
 
-# Run by a fresh interpreter, as a Ray worker would: nothing of this process helps it. verl hides a plugin that fails to
-# load, so the reason is found by loading it again.
+# Run by a fresh interpreter, which like a Ray worker has nothing of this process. verl does not report a plugin that
+# fails to load, so it is loaded again to find the reason.
 REGISTRY_PROBE = """
 import json
 import os
@@ -51,12 +52,6 @@ print("registry=" + json.dumps([losses, estimators, not_loaded]))
 """
 
 
-def worker_env(config: DictConfig) -> dict[str, str]:
-    """Return the environment that Ray workers will have."""
-    configured = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
-    return {**os.environ, **{str(name): str(value) for name, value in configured.items()}}
-
-
 def installed(name: str) -> Version | None:
     """Return the installed version of a distribution, None if it is not installed."""
     try:
@@ -75,8 +70,7 @@ def check_versions(config: DictConfig) -> Iterator[Finding]:
     try:
         check_antlr_version()
     except UnsupportedAntlrError as error:
-        found, _stop, way_out = str(error).partition(". ")
-        yield failed(found, way_out)
+        yield failed_with(str(error))
     python = Version(".".join(map(str, sys.version_info[:3])))
     verl, vllm = installed("verl"), installed_vllm()
     if python not in SpecifierSet(">=3.11,<3.13"):
@@ -96,7 +90,7 @@ def check_versions(config: DictConfig) -> Iterator[Finding]:
 
 
 def _requirements_of_verl(config: DictConfig) -> Iterator[Finding]:
-    """Compare what is installed with verl's requirements, and with those it tests its rollout engine with."""
+    """Compare what is installed with verl's requirements, and with the versions it tests its rollout engine with."""
     engine = config.actor_rollout_ref.rollout.name
     for line in requires("verl") or []:
         requirement = Requirement(line)
@@ -110,11 +104,11 @@ def _requirements_of_verl(config: DictConfig) -> Iterator[Finding]:
         elif requirement.marker.evaluate({"extra": "verl-core"}) and config.trainer.use_v1:
             yield failed(f"{message} (verl's default trainer)", way_out)
         elif requirement.marker.evaluate({"extra": str(engine)}) and config.trainer.device != "cpu":
-            yield warning(f"{message} with {engine}", f"{way_out}, the set that verl tests; others may work")
+            yield warning(f"{message} with {engine}", f"{way_out}, the version that verl tests; others may work")
 
 
 def check_packages(config: DictConfig) -> Iterator[Finding]:
-    """Check that the packages the configured trainer and rollout need are installed."""
+    """Check that the packages of the configured trainer and rollout engine are installed."""
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
     engine = config.actor_rollout_ref.rollout.name
     if engine == "vllm" and find_spec("vllm") is None:
@@ -128,40 +122,45 @@ def check_packages(config: DictConfig) -> Iterator[Finding]:
         yield failed("trainer.use_v1=true needs TransferQueue", "pip install 'TransferQueue>=0.1.10'")
     needed = dict(_STRATEGY_MODULES.get(actor.strategy, {}))
     if actor.strategy == "megatron":
-        bridge = "mbridge" if actor.megatron.vanilla_mbridge else "megatron.bridge"
-        needed[bridge] = "pip install 'verl[megatron]'"
-    for module, way_out in needed.items():
-        if not _can_be_found(module):
-            yield failed(
-                f"actor_rollout_ref.actor.strategy={actor.strategy} imports {module}, which is missing", way_out
-            )
+        vanilla = actor.megatron.vanilla_mbridge
+        needed |= {"mbridge": "mbridge"} if vanilla else {"megatron.bridge": "megatron-bridge"}
+    missing = [package for module, package in needed.items() if not _is_installed(module)]
+    if missing:
+        # The extra of verl has no mbridge.
+        extra = actor.strategy == "megatron" and "mbridge" not in missing
+        install = f"verl[megatron,{engine}]{SUPPORTED_VERL}" if extra else " ".join(missing)
+        yield failed(
+            f"actor_rollout_ref.actor.strategy={actor.strategy} needs {', '.join(missing)}, which "
+            f"{'is' if len(missing) == 1 else 'are'} not installed",
+            f"pip install '{install}', or choose backend=fsdp2",
+        )
     attention = model.override_config.get("attn_implementation", "flash_attention_2")
     if config.trainer.device == "cuda" and attention == "flash_attention_2" and find_spec("flash_attn") is None:
         yield warning(
-            "attn_implementation is flash_attention_2, verl's default, but flash-attn is not installed here: the "
-            "workers would fail to load the model",
+            "attn_implementation is flash_attention_2, verl's default, but flash-attn is not installed: the workers "
+            "would fail to load the model",
             "pip install flash-attn, or set +actor_rollout_ref.model.override_config.attn_implementation=sdpa and "
             "actor_rollout_ref.model.use_remove_padding=false",
         )
 
 
-def _can_be_found(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent package
+    except ModuleNotFoundError:  # a parent package is missing
         return False
 
 
 def check_plugin(config: DictConfig) -> Iterator[Finding]:
-    """Check that a Ray worker will find loss and estimator."""
+    """Check that a Ray worker will find the loss and the estimator."""
     loss_mode, estimator = config.actor_rollout_ref.actor.policy_loss.loss_mode, config.algorithm.adv_estimator
     yield from check_registries(loss_mode, estimator, worker_env(config))
 
 
 def check_registries(loss_mode: str, adv_estimator: str, env: Mapping[str, str]) -> Iterator[Finding]:
-    """Check in a fresh process that loss and estimator are in verl's registries, as a Ray worker will find them.
+    """Check in a fresh process, like a Ray worker's, that loss and estimator are in verl's registries.
 
-    verl hides a plugin that fails to load, so without this a run would die at its first update.
+    verl does not report a plugin that fails to load, and the run would crash at its first update.
 
     Args:
         loss_mode: Name of the loss.
@@ -185,7 +184,7 @@ def check_registries(loss_mode: str, adv_estimator: str, env: Mapping[str, str])
 def judge_registries(
     loss_mode: str, adv_estimator: str, probed: tuple[list[str], list[str], dict[str, str]], env: Mapping[str, str]
 ) -> Iterator[Finding]:
-    """Say what is missing in the registries that a probe found.
+    """Check the registries that a probe found.
 
     Args:
         loss_mode: Name of the loss.

@@ -8,12 +8,13 @@ Status = Literal["ok", "warning", "failed"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a check found.
+    """One result of a check.
 
     Args:
-        status: "failed" if a run would die or train the wrong thing, "warning" if it may not be what is meant.
-        found: The value and the rule, as a sentence without its full stop.
-        way_out: What to do about it; nothing where all is well.
+        status: "failed" if the run would crash or train something else than asked for, "warning" if the setting is
+            allowed but probably a mistake.
+        found: The value and the rule, a sentence without its full stop.
+        way_out: How to correct it; empty if nothing is wrong.
         check: Name of the check, set by `examine`.
     """
 
@@ -28,15 +29,26 @@ class Finding:
 
 
 def ok(found: str) -> Finding:
-    """Return that all is well, and with what."""
+    """Return a finding that nothing is wrong, with what was seen."""
     return Finding("ok", found)
 
 
 def warning(found: str, way_out: str) -> Finding:
-    """Return what is allowed but probably not meant."""
+    """Return a finding that is allowed but probably a mistake."""
     return Finding("warning", found, way_out)
 
 
 def failed(found: str, way_out: str) -> Finding:
-    """Return what must not be started."""
+    """Return a finding that forbids a start."""
     return Finding("failed", found, way_out)
+
+
+def failed_with(message: str) -> Finding:
+    """Return an error message as a failure. The last sentence of our own messages is the way out.
+
+    Example:
+        >>> failed_with("epsilon is 2. Choose less than 1").way_out
+        'Choose less than 1'
+    """
+    found, stop, way_out = message.rpartition(". ")
+    return failed(found, way_out) if stop else failed(message, "See the keys with --cfg job")

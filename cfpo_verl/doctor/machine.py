@@ -1,4 +1,4 @@
-"""Checks of this machine: folders, disk, CPUs, GPUs, ports and limits, and which Ray cluster a run would join."""
+"""Checks of folders, checkpoints, disk, CPUs, GPUs, ports and limits, and of the Ray cluster a run would join."""
 
 import os
 import resource
@@ -12,22 +12,19 @@ import psutil
 from omegaconf import DictConfig, OmegaConf
 
 from cfpo_verl.checkpoints import WorldSizeError, check_world_size, is_checkpoint, step_of, why_incomplete
-from cfpo_verl.doctor.batches import has_lora
-from cfpo_verl.doctor.environment import worker_env
+from cfpo_verl.demands import CPUS_PER_GPU, cpus_needed, gpus_needed, has_lora, ray_counts, worker_env
 from cfpo_verl.doctor.finding import Finding, failed, ok, warning
 from cfpo_verl.doctor.model import count_parameters, local_folder, model_path
 from cfpo_verl.files import nearest_folder
 from cfpo_verl.resume import describe, expected_checkpoint, find_checkpoint
 
-# What Ray listens on after `ray start --head`, without options of its own.
+# Ports that `ray start --head` listens on by default.
 RAY_PORTS = {6379: "GCS, --port", 8265: "dashboard, --dashboard-port", 10001: "client server, --ray-client-server-port"}
-# Below it Ray itself warns of connection errors; it raises the soft limit to the hard one by itself.
+# Ray warns of connection errors below it, and raises the soft limit to the hard one by itself.
 LEAST_OPEN_FILES = 8192
-# Ray puts sockets below its temporary folder, and refuses to start if their paths are longer than Linux allows.
+# Ray puts sockets in its temporary folder, and refuses to start if their paths are longer than Linux allows.
 _LONGEST_SOCKET = 107
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-# CPUs of a bundle of verl's placement groups: max_colocate_count of ResourcePoolManager, and of standalone replicas.
-CPUS_PER_GPU, CPUS_PER_STANDALONE_GPU = 3, 2
 
 
 def check_run_dir(config: DictConfig) -> Iterator[Finding]:
@@ -40,7 +37,7 @@ def check_run_dir(config: DictConfig) -> Iterator[Finding]:
         yield failed(f"run_dir: {nearest} is a file, not a folder", "Choose another one with run_dir=PATH")
         return
     try:
-        # Tried, not asked: permissions do not tell of read-only file systems, and root has all of them.
+        # By trying: permissions say nothing about read-only file systems, and root has all of them.
         with TemporaryFile(dir=nearest):
             pass
     except OSError as error:
@@ -52,20 +49,20 @@ def check_checkpoints(config: DictConfig) -> Iterator[Finding]:
     trainer, actor = config.trainer, config.actor_rollout_ref.actor
     if actor.checkpoint.async_save:
         yield failed(
-            "actor_rollout_ref.actor.checkpoint.async_save=true: only Megatron saves in the background, and nothing in "
-            "verl 0.9 completes what it saved there; a checkpoint would never be whole",
+            "actor_rollout_ref.actor.checkpoint.async_save=true: only Megatron saves in the background, and verl 0.9 "
+            "never completes what it saved there, so that no checkpoint would be usable",
             "Set actor_rollout_ref.actor.checkpoint.async_save=false",
         )
     if trainer.save_freq <= 0 and trainer.device != "cpu":
         yield warning(
-            f"trainer.save_freq={trainer.save_freq}: no checkpoint is written, so a run that is stopped begins again, "
-            "and one that ends leaves no model",
+            f"trainer.save_freq={trainer.save_freq}: no checkpoint is written, so a run that is stopped starts again "
+            "from step 1, and one that ends leaves no model",
             "Set trainer.save_freq to a number of steps",
         )
     for key in ("max_actor_ckpt_to_keep", "max_critic_ckpt_to_keep"):
         if trainer[key] == 1 or trainer.get("remove_previous_ckpt_in_save"):
             yield warning(
-                f"trainer.{key}=1: verl removes the only checkpoint before the next one is whole, and a run that is "
+                f"trainer.{key}=1: verl removes the only checkpoint before the next one is complete, and a run that is "
                 "stopped in between has none",
                 f"Set trainer.{key}=2",
             )
@@ -80,7 +77,8 @@ def _check_callback(config: DictConfig) -> Iterator[Finding]:
     name = config.trainer.get("checkpoint_callback_class")
     if not config.trainer.use_v1:
         yield warning(
-            "trainer.use_v1=false: the older trainer has no checkpoint callback, so the run cannot stop on request",
+            "trainer.use_v1=false: the older trainer has no checkpoint callback, so the run cannot be stopped on "
+            "request",
             "Set trainer.use_v1=true",
         )
     elif name:
@@ -91,7 +89,7 @@ def _check_callback(config: DictConfig) -> Iterator[Finding]:
 
 
 def _check_resume(config: DictConfig) -> Iterator[Finding]:
-    """Say from which checkpoint a run would go on."""
+    """Check the checkpoint that a run would resume from, and report it."""
     trainer, step = config.trainer, 0
     expected = expected_checkpoint(config)
     try:
@@ -100,12 +98,12 @@ def _check_resume(config: DictConfig) -> Iterator[Finding]:
             if not is_checkpoint(path):
                 yield failed(
                     f"trainer.resume_from_path={trainer.resume_from_path} is not a folder global_step_<N>",
-                    "Give one of trainer.default_local_dir, or set trainer.resume_mode=auto",
+                    "Give one from trainer.default_local_dir, or set trainer.resume_mode=auto",
                 )
             elif expected and (reason := why_incomplete(path, expected)):
                 yield failed(
-                    f"trainer.resume_from_path={path} is not whole: {reason}",
-                    "Give another one, or set trainer.resume_mode=auto, which takes the newest that is whole",
+                    f"trainer.resume_from_path={path} is incomplete: {reason}",
+                    "Give another one, or set trainer.resume_mode=auto, which takes the newest complete one",
                 )
             elif expected:
                 check_world_size(path, expected)
@@ -114,8 +112,8 @@ def _check_resume(config: DictConfig) -> Iterator[Finding]:
             found = find_checkpoint(config)
             if found is None:
                 yield warning(
-                    f"strategy={config.actor_rollout_ref.actor.strategy}: its checkpoints are not known to us, so verl "
-                    "looks for the last one, in latest_checkpointed_iteration.txt, and whether it is whole is not seen",
+                    f"strategy={config.actor_rollout_ref.actor.strategy}: we do not know its checkpoint format, so "
+                    "verl takes the one named in latest_checkpointed_iteration.txt, complete or not",
                     "Use FSDP or Megatron, or name a checkpoint with trainer.resume_mode=resume_path",
                 )
             elif found.path:
@@ -123,18 +121,20 @@ def _check_resume(config: DictConfig) -> Iterator[Finding]:
                 yield ok(describe(found))
             elif found.skipped:
                 yield warning(
-                    describe(found), "Stop here if one of them can be repaired; they are renamed, not removed"
+                    describe(found),
+                    "Repair one of them before you start, if you can; otherwise they are renamed, not removed",
                 )
         elif trainer.resume_mode != "disable":
             yield failed(
-                f"trainer.resume_mode={trainer.resume_mode} is not known: verl would go on with no checkpoint to load",
+                f"trainer.resume_mode={trainer.resume_mode} is not known to verl, which would start without loading a "
+                "checkpoint",
                 "Choose one of: auto, disable, resume_path",
             )
     except WorldSizeError as error:
         yield failed(error.found, error.way_out)
     if trainer.total_training_steps is not None and step >= trainer.total_training_steps:
         yield warning(
-            f"the run would go on from step {step} and trainer.total_training_steps={trainer.total_training_steps}: "
+            f"the run would resume from step {step}, and trainer.total_training_steps={trainer.total_training_steps}: "
             "nothing is left to train",
             "Raise trainer.total_training_steps, or choose another run_dir",
         )
@@ -143,12 +143,12 @@ def _check_resume(config: DictConfig) -> Iterator[Finding]:
 def checkpoint_gb(config: DictConfig, parameters: int) -> float:
     """Estimate the size of one checkpoint of the actor, in GB (10^9 bytes).
 
-    An estimate of ours: weights in the engine's dtype, two float32 moments of Adam for each parameter that is trained
-    (and float32 weights with Megatron, which trains in mixed precision), and the Hugging Face copy in 2 bytes.
+    Our estimate: weights in the engine's dtype, Adam's two float32 moments of each trained parameter (with Megatron,
+    which trains in mixed precision, float32 weights too), and 2 bytes per parameter of the Hugging Face copy.
 
     Args:
         config: The whole config.
-        parameters: Of the model.
+        parameters: Number of parameters of the model.
     """
     actor = config.actor_rollout_ref.actor
     contents = actor.checkpoint.save_contents
@@ -165,7 +165,7 @@ def checkpoint_gb(config: DictConfig, parameters: int) -> float:
 
 
 def check_disk(config: DictConfig) -> Iterator[Finding]:
-    """Check that the checkpoints that are kept at a time find room."""
+    """Check that the disk has room for the checkpoints that are kept at a time."""
     trainer = config.trainer
     folder = local_folder(model_path(config))
     parameters = count_parameters(folder) if folder else None
@@ -175,7 +175,7 @@ def check_disk(config: DictConfig) -> Iterator[Finding]:
         return
     one_gb, kept = checkpoint_gb(config, parameters), trainer.max_actor_ckpt_to_keep
     if kept is not None:
-        kept = max(kept, 2)  # verl removes an only one after the next is written
+        kept = max(kept, 2)  # verl writes the next one before it removes the last
     elif trainer.total_training_steps is not None:
         kept = -(-trainer.total_training_steps // trainer.save_freq)
     what = f"a checkpoint takes about {one_gb:,.1f} GB, {free_gb:,.1f} GB are free in {trainer.default_local_dir}"
@@ -200,107 +200,75 @@ def joined_cluster(config: DictConfig, env: Mapping[str, str]) -> str | None:
         return None
     if address and address != "auto":
         return str(address)
-    # Where `ray start` on this machine leaves the address; ray.init joins that cluster without being asked.
+    # `ray start` on this machine writes the address here; ray.init joins that cluster by default.
     file = Path(env.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")
     return file.read_text().strip() if file.is_file() else None
 
 
 def check_ray(config: DictConfig) -> Iterator[Finding]:
-    """Check that Ray will start, or join the cluster that is meant."""
-    cluster, ray_init = joined_cluster(config, os.environ), config.ray_kwargs.ray_init
+    """Check that Ray can be started, or which cluster the run joins."""
+    cluster, counts = joined_cluster(config, os.environ), ray_counts(config)
     if cluster is None:
         folder = os.environ.get("RAY_TMPDIR") or "/tmp"
         length = len(os.path.join(folder, _SOCKET))
         if length > _LONGEST_SOCKET:
             yield failed(
-                f"RAY_TMPDIR={folder}: the sockets of Ray would have paths of {length} characters, and Linux allows "
+                f"RAY_TMPDIR={folder}: Ray's sockets would have paths of {length} characters, and Linux allows "
                 f"{_LONGEST_SOCKET}",
                 "Set RAY_TMPDIR to a shorter path on this machine, such as /tmp",
             )
-        if config.trainer.nnodes > 1:
-            yield failed(
-                f"trainer.nnodes={config.trainer.nnodes}, but no Ray cluster is running here to be joined: Ray would "
-                "start on this machine alone, and the run wait for the others",
-                "Start one with `ray start` on every node, then set RAY_ADDRESS",
-            )
-        else:
+        if config.trainer.nnodes == 1:
             yield ok("Ray will be started on this machine")
+        elif not counts:  # check_one_machine refuses them
+            yield failed(
+                f"trainer.nnodes={config.trainer.nnodes}, but there is no Ray cluster to join: Ray would be started on "
+                "this machine only, and the run would wait for the other nodes forever",
+                "Start a cluster with `ray start` on every node, then set RAY_ADDRESS",
+            )
         return
-    counts = [key for key in ("num_cpus", "num_gpus") if ray_init.get(key) is not None]
+    if counts and config.trainer.nnodes > 1:
+        return  # check_one_machine refuses that
     if counts:
         yield failed(
-            f"a Ray cluster is joined ({cluster}), and ray_kwargs.ray_init sets {' and '.join(counts)}, which ray.init "
-            "refuses then",
-            "Unset them (=null); or, to start Ray on this machine: +ray_kwargs.ray_init.address=local",
+            f"the run would join the Ray cluster at {cluster}, and ray_kwargs.ray_init sets {' and '.join(counts)}, "
+            "which ray.init then refuses",
+            "Set them to null; or start Ray on this machine with +ray_kwargs.ray_init.address=local",
         )
     elif not OmegaConf.select(config, "ray_kwargs.ray_init.address") and not os.environ.get("RAY_ADDRESS"):
         yield warning(
-            f"a Ray cluster was started on this machine ({cluster}), and the run will join it",
-            "If that is not meant: `ray stop`, or +ray_kwargs.ray_init.address=local",
+            f"a Ray cluster is running on this machine ({cluster}), and the run will join it",
+            "If it should not: `ray stop`, or +ray_kwargs.ray_init.address=local",
         )
     else:
-        yield ok(f"the run joins the Ray cluster at {cluster}; `cfpo-verl doctor --ray` looks at its nodes")
-
-
-def gpus_needed(config: DictConfig) -> int:
-    """Count the GPUs of all of a run's resource pools."""
-    trainer, reward, rollout = config.trainer, config.reward.reward_model, config.actor_rollout_ref.rollout
-    needed = trainer.nnodes * trainer.n_gpus_per_node
-    if reward.enable and reward.enable_resource_pool:
-        needed += reward.nnodes * reward.n_gpus_per_node
-    if config.distillation.enabled:
-        needed += config.distillation.nnodes * config.distillation.n_gpus_per_node
-    return needed + _standalone_gpus(config, rollout)
-
-
-def _standalone_gpus(config: DictConfig, rollout: DictConfig) -> int:
-    separate = config.trainer.use_v1 and config.trainer.v1.trainer_mode == "separate_async"
-    return rollout.nnodes * rollout.n_gpus_per_node if separate else 0
-
-
-def cpus_needed(config: DictConfig) -> int:
-    """Count the logical CPUs that a run holds, and one more.
-
-    Ray gives an actor that says so a CPU for its whole life: TransferQueue's controller and storage units, and each GPU
-    of verl's placement groups. All others (task runner, agent loops, reward workers, rollout servers) hold none, but
-    each needs a free one when it is placed.
-    """
-    held = 0
-    if config.trainer.use_v1 or config.transfer_queue.enable:
-        held += 1
-        if config.transfer_queue.backend.storage_backend == "SimpleStorage":
-            held += config.transfer_queue.backend.SimpleStorage.num_data_storage_units
-    standalone = _standalone_gpus(config, config.actor_rollout_ref.rollout)
-    held += CPUS_PER_GPU * (gpus_needed(config) - standalone) + CPUS_PER_STANDALONE_GPU * standalone
-    return held + 1
+        yield ok(f"the run joins the Ray cluster at {cluster}; `cfpo-verl doctor --ray` checks its nodes")
 
 
 def check_cpus(config: DictConfig) -> Iterator[Finding]:
-    """Check that Ray has a logical CPU for every actor: those it cannot place wait for ever, without a word."""
+    """Check that Ray has a logical CPU for every actor: those it cannot place wait forever, without a message."""
     if joined_cluster(config, os.environ) is not None:
-        yield ok("the Ray cluster decides; `cfpo-verl doctor --ray` counts its CPUs")
+        yield ok("not checked here: `cfpo-verl doctor --ray` counts the CPUs of the Ray cluster")
         return
-    from ray._private.utils import get_num_cpus  # what ray.init counts, limits of a container included
+    from ray._private.utils import get_num_cpus  # as ray.init counts, with the limits of a container
 
     needed, asked = cpus_needed(config), config.ray_kwargs.ray_init.get("num_cpus")
     available = int(get_num_cpus()) if asked is None else asked
-    if available < needed:
+    # Several nodes without a cluster are refused by check_ray or check_one_machine.
+    if available < needed and config.trainer.nnodes == 1:
         units = config.transfer_queue.backend.SimpleStorage.num_data_storage_units
         yield failed(
-            f"the run's actors need {needed} logical CPUs (TransferQueue 1 + {units} storage units, "
-            f"{CPUS_PER_GPU} for each GPU, 1 to place the others), and Ray will have {available}: the run would hang "
-            "without a word",
-            f"Set ray_kwargs.ray_init.num_cpus={needed} (logical, more than there are is right), or fewer "
+            f"the run's actors need {needed} logical CPUs (TransferQueue 1 + {units} storage units, {CPUS_PER_GPU} for "
+            f"each GPU, 1 to place the others), and Ray will have {available}: the run would hang without a message",
+            f"Set ray_kwargs.ray_init.num_cpus={needed} (it may exceed the number of cores), or fewer "
             "transfer_queue.backend.SimpleStorage.num_data_storage_units",
         )
     else:
-        yield ok(f"{needed} logical CPUs needed, {available} there")
+        yield ok(f"{needed} logical CPUs needed, {available} available")
 
 
 def check_gpus(config: DictConfig) -> Iterator[Finding]:
     """Check that there are as many GPUs as the run takes."""
     if joined_cluster(config, os.environ) is not None:
-        yield ok("the Ray cluster decides; `cfpo-verl doctor --ray` counts its GPUs")
+        yield ok("not checked here: `cfpo-verl doctor --ray` counts the GPUs of the Ray cluster")
         return
     needed, asked = gpus_needed(config), config.ray_kwargs.ray_init.get("num_gpus")
     if asked is not None:
@@ -312,21 +280,21 @@ def check_gpus(config: DictConfig) -> Iterator[Finding]:
     else:
         yield ok(f"{needed} devices needed, not counted for trainer.device={config.trainer.device}")
         return
-    # Several nodes without a cluster is a failure of its own, in check_ray.
+    # Several nodes without a cluster are refused by check_ray or check_one_machine.
     if available < needed and config.trainer.nnodes == 1:
         yield failed(
             f"the run takes {needed} GPUs, and {'Ray is given' if asked is not None else 'this machine has'} "
             f"{available}",
-            "Set trainer.n_gpus_per_node, or run it where they are (`cfpo-verl doctor --elsewhere` leaves this out)",
+            "Set trainer.n_gpus_per_node, or check a run on other machines with `cfpo-verl doctor --elsewhere`",
         )
     else:
-        yield ok(f"{needed} GPUs needed, {available} there")
+        yield ok(f"{needed} GPUs needed, {available} available")
 
 
 def check_ports(config: DictConfig) -> Iterator[Finding]:
-    """Find Ray's default ports in use by somebody else, which `ray start --head` would stumble over."""
+    """Check that Ray's default ports are free: `ray start --head` fails on one that is not."""
     if joined_cluster(config, os.environ) is not None:
-        return  # they are in use by that cluster
+        return  # that cluster uses them
     for port, what in RAY_PORTS.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -339,34 +307,36 @@ def check_ports(config: DictConfig) -> Iterator[Finding]:
         if config.trainer.nnodes > 1:
             yield warning(taken, f"`ray start --head` needs another one, see {option}")
         else:
-            yield ok(f"{taken}; Ray finds a free one when the run starts it")
+            yield ok(f"{taken}; Ray chooses another one when the run starts it")
 
 
 def _listener(port: int) -> str:
     try:
-        listening = [it for it in psutil.net_connections("tcp") if it.laddr and it.laddr.port == port and it.pid]
+        connections = psutil.net_connections("tcp")
+        listening = [found for found in connections if found.laddr and found.laddr.port == port and found.pid]
         return f"{psutil.Process(listening[0].pid).name()} (pid {listening[0].pid})" if listening else "another process"
     except psutil.Error:
         return "another process"
 
 
 def check_limits(config: DictConfig) -> Iterator[Finding]:
-    """Check how many files a process may open: every connection between Ray's processes is one."""
+    """Check how many files a process may open: every connection between Ray's processes counts as one."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < LEAST_OPEN_FILES:
         yield warning(
-            f"ulimit -Hn is {hard}: Ray wants at least {LEAST_OPEN_FILES} open files, and large runs 65535",
-            "Raise nofile in /etc/security/limits.conf, or ask the site; in a container: --ulimit nofile=65535",
+            f"ulimit -Hn is {hard}: Ray needs at least {LEAST_OPEN_FILES} open files, and large runs 65535",
+            "Raise nofile in /etc/security/limits.conf, or ask your administrator; in a container: --ulimit "
+            "nofile=65535",
         )
 
 
 def check_visible_devices(config: DictConfig) -> Iterator[Finding]:
-    """Check the variables that choose devices, by verl's own rules in each worker."""
+    """Check the variables that select devices, by the rules of verl's workers."""
     yield from judge_visible_devices(worker_env(config))
 
 
 def judge_visible_devices(env: Mapping[str, str]) -> Iterator[Finding]:
-    """Say which variables of an environment disagree about the devices."""
+    """Find variables of an environment that disagree about the devices."""
     cuda, hip, rocr = (env.get(f"{name}_VISIBLE_DEVICES") for name in ("CUDA", "HIP", "ROCR"))
     if hip and cuda and hip != cuda:
         yield failed(
@@ -375,9 +345,9 @@ def judge_visible_devices(env: Mapping[str, str]) -> Iterator[Finding]:
         )
     if rocr and (cuda or hip):
         yield failed(
-            f"ROCR_VISIBLE_DEVICES={rocr} is set along with {'CUDA' if cuda else 'HIP'}_VISIBLE_DEVICES, which verl's "
-            "workers refuse",
+            f"ROCR_VISIBLE_DEVICES={rocr} is set together with {'CUDA' if cuda else 'HIP'}_VISIBLE_DEVICES, which "
+            "verl's workers refuse",
             "unset ROCR_VISIBLE_DEVICES",
         )
     elif rocr or (hip and not cuda):
-        yield ok(f"devices are chosen by {'ROCR' if rocr else 'HIP'}_VISIBLE_DEVICES, which is for AMD")
+        yield ok(f"devices are selected by {'ROCR' if rocr else 'HIP'}_VISIBLE_DEVICES, which is for AMD GPUs")

@@ -1,4 +1,4 @@
-"""Whether a run fits into the memory of its GPUs, by the estimate of `cfpo-verl plan`."""
+"""The check of GPU memory, by the estimate of `cfpo-verl plan`."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from cfpo_verl.plan import PlanError, default_gpu, first_advice, memory_per_gpu_
 
 
 def check_memory(config: DictConfig) -> Iterator[Finding]:
-    """Estimate the peak of every phase. A warning and no failure, because it is an estimate."""
+    """Estimate the peak of every phase. Too much is a warning and not a failure, because it is an estimate."""
     gpu = default_gpu(config)
     try:
         parts = memory_per_gpu_gb(config, gpu)
@@ -23,4 +23,6 @@ def check_memory(config: DictConfig) -> Iterator[Finding]:
     if advice is None:
         yield ok(found)
     else:
-        yield warning(f"too much memory, by estimate: {found}", f"First {advice}; see cfpo-verl plan with your --gpu")
+        yield warning(
+            f"estimated to need too much memory: {found}", f"First {advice}; see cfpo-verl plan with your --gpu"
+        )

@@ -1,4 +1,4 @@
-"""Checks of the model: is it there, can it be fetched, and what its files say about its shape."""
+"""Checks of the model, that it exists or can be downloaded, and readers of its shape."""
 
 import json
 import math
@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from cfpo_verl.doctor.finding import Finding, failed, ok, warning
+from cfpo_verl.terminal import first_line
 
 _HUB_TIMEOUT_S = 5.0
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
@@ -22,13 +23,13 @@ def model_path(config: DictConfig) -> str:
 
 
 def is_folder(path: str) -> bool:
-    """Return whether a model is given as a folder, not as a hub id."""
+    """Return whether a model is given as a folder and not as a hub id."""
     # os.path answers False where Path would raise, for example without permission to look.
     return path.startswith((".", "/", "~")) or os.path.isdir(path)
 
 
 def local_folder(path: str) -> Path | None:
-    """Return the folder of a model whose config is on this machine, be it given as a path or in the hub's cache."""
+    """Return the folder of a model that is on this machine, as a path or in the hub's cache, else None."""
     if is_folder(path):
         folder = Path(path).expanduser()
         return folder if os.path.isfile(folder / "config.json") else None
@@ -54,7 +55,7 @@ def read_model_config(config: DictConfig) -> dict[str, Any]:
 
 
 def _from_text_config(model_config: Mapping[str, Any], key: str) -> int | None:
-    # Models of several modalities keep the language model's shape one level down.
+    # Multimodal models keep the language model's shape one level down.
     value = model_config.get(key, (model_config.get("text_config") or {}).get(key))
     return int(value) if isinstance(value, int) else None
 
@@ -70,7 +71,7 @@ def hidden_layers(model_config: Mapping[str, Any]) -> int | None:
 
 
 def context_length(model_config: Mapping[str, Any]) -> int | None:
-    """Return the longest sequence that the model is made for, in tokens, None if the config does not say."""
+    """Return the longest sequence of the model in tokens, None if the config does not say."""
     return _from_text_config(model_config, "max_position_embeddings")
 
 
@@ -95,7 +96,7 @@ def check_model(config: DictConfig) -> Iterator[Finding]:
     if local_folder(path) is None:
         yield failed(
             f"actor_rollout_ref.model.path: {path} is not a model folder (no config.json in it)",
-            "Give the folder of a Hugging Face model or a hub id; `cfpo-verl warmup --help` makes a tiny one",
+            "Give the folder of a Hugging Face model or a hub id; `cfpo-verl warmup` makes a tiny one",
         )
     elif not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
         yield failed(
@@ -108,12 +109,12 @@ def check_model(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_hub(config: DictConfig) -> Iterator[Finding]:
-    """Check that a model given as a hub id is in the cache, or else that the hub can be reached and has it."""
+    """Check that a model given as a hub id is in the cache, or that the hub can be reached and has it."""
     path = model_path(config)
     if is_folder(path) or "://" in path:
         return
     if local_folder(path) is not None:
-        yield ok(f"{path} is in the cache of the hub")
+        yield ok(f"{path} is in the hub's cache")
         return
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
@@ -130,19 +131,21 @@ def check_hub(config: DictConfig) -> Iterator[Finding]:
             "Give a folder, or an id such as Qwen/Qwen2.5-0.5B",
         )
     except GatedRepoError:
-        yield failed(f"the hub asks for permission to use {path}", "Accept its terms there, then: hf auth login")
+        yield failed(
+            f"{path} is gated: the hub asks you to accept its terms", "Accept them on its page, then run: hf auth login"
+        )
     except RepositoryNotFoundError:
         yield failed(
-            f"the hub has no model {path}, or not for this user", "Check the name; for a private one: hf auth login"
+            f"the hub has no model {path}, or it is private", "Check the name; for a private model run: hf auth login"
         )
-    except Exception as error:  # whatever the HTTP client of this version raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # depends on the HTTP client
         yield failed(
-            f"actor_rollout_ref.model.path: {path} is not in the cache, and the hub cannot be reached ({reason})",
+            f"actor_rollout_ref.model.path: {path} is not in the cache, and the hub cannot be reached "
+            f"({first_line(error)})",
             download,
         )
     else:
         yield warning(
-            f"{path} is not in the cache: every node will fetch it from the hub when the run starts",
-            f"Fetch it before: hf download {path}",
+            f"{path} is not in the cache: every node will download it when the run starts",
+            f"Download it first: hf download {path}",
         )

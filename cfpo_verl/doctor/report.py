@@ -1,4 +1,4 @@
-"""Findings for people and for programs."""
+"""Findings as a table and as JSON."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,12 +15,12 @@ _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
 def print_table(findings: Sequence[Finding], file: TextIO) -> None:
-    """Print one row for each finding and the counts."""
-    # 140 columns where no terminal says how wide it is.
+    """Print a row for each finding, then the counts."""
+    # 140 columns if the output is not a terminal.
     console = Console(file=file, width=None if file.isatty() else 140)
     table = Table("", "check", "found", "way out")
     for finding in findings:
-        # As text: brackets in a message are not markup.
+        # As Text, so that brackets in a message are not taken for markup.
         status = Text(finding.status, style=_STYLES[finding.status])
         table.add_row(status, Text(finding.check), Text(finding.found), Text(finding.way_out))
     console.print(table)

@@ -1,4 +1,4 @@
-"""Checks of the loggers: verl creates them once all models are loaded, and stops there if one cannot be."""
+"""Checks of the loggers: verl creates them after loading the models, and stops if one cannot be created."""
 
 import netrc
 import os
@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
-from cfpo_verl.doctor.environment import worker_env
+from cfpo_verl.demands import loggers, worker_env
 from cfpo_verl.doctor.finding import Finding, failed
 
 # verl.utils.tracking.Tracking.supported_backend, and the module that each imports.
@@ -27,13 +27,11 @@ LOGGERS = {
 
 
 def check_loggers(config: DictConfig) -> Iterator[Finding]:
-    """Check that each logger is known to verl, installed, and logged in."""
-    chosen = config.trainer.logger
-    loggers = list(chosen) if isinstance(chosen, ListConfig) else [chosen]
+    """Check that each logger is known to verl, installed and logged in."""
     env = worker_env(config)
-    for logger in loggers:
+    for logger in loggers(config):
         if logger not in LOGGERS:
-            yield failed(f"trainer.logger: verl has no {logger!r}", f"Choose among: {', '.join(LOGGERS)}")
+            yield failed(f"trainer.logger: verl has no logger {logger!r}", f"Choose among: {', '.join(LOGGERS)}")
             continue
         module = LOGGERS[logger]
         if module is not None and find_spec(module.partition(".")[0]) is None:
@@ -43,12 +41,14 @@ def check_loggers(config: DictConfig) -> Iterator[Finding]:
             )
         elif logger == "wandb" and not _wandb_can_start(env):
             yield failed(
-                "trainer.logger: wandb has no login, and a worker has no terminal to ask for one",
-                "Set WANDB_API_KEY, or `wandb login` on every node; or WANDB_MODE=offline and `wandb sync` later",
+                "trainer.logger: wandb is not logged in, and a worker has no terminal to ask for a key",
+                "Set WANDB_API_KEY, or run `wandb login` on every node; or set WANDB_MODE=offline and run `wandb "
+                "sync` later",
             )
         elif logger == "swanlab" and env.get("SWANLAB_MODE", "cloud") == "cloud" and not _swanlab_has_login(env):
             yield failed(
-                "trainer.logger: swanlab has no login", "Set SWANLAB_API_KEY, `swanlab login`, or SWANLAB_MODE=local"
+                "trainer.logger: swanlab is not logged in",
+                "Set SWANLAB_API_KEY or SWANLAB_MODE=local, or run `swanlab login`",
             )
 
 
