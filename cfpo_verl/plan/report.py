@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 
 from cfpo_verl.plan.advice import first_change
@@ -119,11 +119,6 @@ def render_scaling(rows: list[Scaled]) -> Group:
         else f"Efficiency stays above {WORTHWHILE:.0%} of the first row."
     )
     return Group(table, said)
-
-
-def wide_console(is_terminal: bool) -> Console:
-    """Return a console that breaks no row where there is no terminal to ask for its width."""
-    return Console(width=None if is_terminal else 120)
 
 
 def draw_scaling(rows: list[Scaled], title: str, path: Path) -> Path:
