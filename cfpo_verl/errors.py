@@ -1,4 +1,4 @@
-"""The one base of all errors that a user can mend."""
+"""The one base of all errors that a user can mend, and what counts of the text of an error."""
 
 
 class UserError(Exception):
@@ -14,3 +14,27 @@ class UserError(Exception):
 
     # Of the command that stops with it: 2 where nothing was started, 1 in a subclass for what fails on the way.
     exit_status = 2
+
+
+def last_line(text: object) -> str:
+    r"""Return the last line of an error, where a whole traceback of another process ends with what counts.
+
+    Example:
+        >>> last_line(ValueError("first\nsecond"))
+        'second'
+        >>> last_line(ValueError())
+        'ValueError()'
+    """
+    return (str(text).strip().splitlines() or [repr(text)])[-1]
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error, or its class if it says nothing.
+
+    Example:
+        >>> first_line(OSError("no space\nhint"))
+        'no space'
+        >>> first_line(OSError())
+        'OSError'
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

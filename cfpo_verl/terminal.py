@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from cfpo_verl.errors import UserError
+from cfpo_verl.errors import UserError, first_line, last_line  # noqa: F401
 
 # Columns of a table where no terminal says how wide it is.
 WIDTH = 160
@@ -94,27 +94,3 @@ def wide_console(file: TextIO | None = None) -> Console:
 def progress_console() -> Console:
     """Return a console on standard error, where progress goes, so that standard output has results alone."""
     return Console(file=sys.stderr)
-
-
-def last_line(text: object) -> str:
-    r"""Return the last line of an error, where a whole traceback of another process ends with what counts.
-
-    Example:
-        >>> last_line(ValueError("first\nsecond"))
-        'second'
-        >>> last_line(ValueError())
-        'ValueError()'
-    """
-    return (str(text).strip().splitlines() or [repr(text)])[-1]
-
-
-def first_line(error: BaseException) -> str:
-    r"""Return the first line of an error, or its class if it says nothing.
-
-    Example:
-        >>> first_line(OSError("no space\nhint"))
-        'no space'
-        >>> first_line(OSError())
-        'OSError'
-    """
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -20,11 +20,10 @@ from cfpo_verl.checkpoints import Found, set_aside
 from cfpo_verl.composing import ConfigError, choices, compose, explained, read_config
 from cfpo_verl.doctor import report
 from cfpo_verl.doctor.finding import failed
-from cfpo_verl.errors import UserError
+from cfpo_verl.errors import UserError, last_line
 from cfpo_verl.files import nearest_folder
 from cfpo_verl.processes import ending_what_it_starts
 from cfpo_verl.progress import following
-from cfpo_verl.terminal import last_line
 
 HELP = """\
 Usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--dry-run] [--ray] [--cfg job] [--multirun]

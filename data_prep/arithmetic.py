@@ -4,7 +4,7 @@ import itertools
 import random
 from pathlib import Path
 
-from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.data_prep.schema import DataError, Problem
 from cfpo_verl.data_prep.writing import write_train_and_test
 
 DATA_SOURCE = "arithmetic"
@@ -14,10 +14,10 @@ def make_problems(operands: int, seed: int) -> list[Problem]:
     """Return every sum of `operands` one-digit numbers once, in an order drawn from `seed`.
 
     Raises:
-        ValueError: If there are fewer than 2 or more than 5 operands (10**operands problems are made).
+        DataError: If there are fewer than 2 or more than 5 operands (10**operands problems are made).
     """
     if not 2 <= operands <= 5:
-        raise ValueError(f"operands must be between 2 and 5, got {operands}")
+        raise DataError(f"operands must be between 2 and 5, got {operands}")
     problems = [
         Problem(question="+".join(map(str, terms)) + "=", answer=str(sum(terms)))
         for terms in itertools.product(range(10), repeat=operands)
@@ -39,7 +39,7 @@ def prepare(out: Path, operands: int, held_out: int, seed: int) -> list[Path]:
         The two paths, train first.
 
     Raises:
-        ValueError: If the held-out problems leave none to train on.
+        DataError: If `operands` is out of range, or the held-out problems leave none to train on.
     """
     arguments = {"operands": operands, "held_out": held_out, "seed": seed}
     return write_train_and_test(out, make_problems(operands, seed), held_out, DATA_SOURCE, arguments)

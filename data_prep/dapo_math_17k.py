@@ -20,11 +20,12 @@ AFTER = '\n\nRemember to put your answer on its own line after "Answer:".'
 
 def to_problem(row: Mapping[str, Any]) -> Problem:
     """Read prompt, reward_model."""
-    messages = row["prompt"]
-    if len(messages) != 1:
-        raise Dropped("not a single message")
-    question = messages[0]["content"].removeprefix(BEFORE).removesuffix(AFTER)
-    return Problem(asked(question), number(row["reward_model"]["ground_truth"]))
+    match row["prompt"], row["reward_model"]:
+        case [{"content": str(content)}], {"ground_truth": gold}:
+            return Problem(asked(content.removeprefix(BEFORE).removesuffix(AFTER)), number(gold))
+        case [{"content": str()}], _:
+            raise Dropped("no answer")
+    raise Dropped("not a single message")
 
 
 SOURCE = Source(

@@ -4,8 +4,8 @@ The rule of n words in a row is the one of Brown et al., "Language Models are Fe
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import chain, repeat
 from pathlib import Path
@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cfpo_verl.data_prep.schema import DataError, check_file, holds_null
+from cfpo_verl.data_prep.schema import DataError, check_file, read_batches
 from cfpo_verl.data_prep.text import words
 from cfpo_verl.data_prep.writing import sha256
+from cfpo_verl.files import replacing
 
 NGRAM_WORDS = 8
 # A run of words in more than this share of the different problems of a set, and in so many, is an instruction.
@@ -134,10 +135,6 @@ class EvaluationIndex:
                 matches[text] = Match(*self._origins[int(self._problem_of[place])], shared)
         return matches
 
-    def first_match(self, text: str) -> Match | None:
-        """Return the first words that a text shares with an evaluation problem, or None."""
-        return self.first_matches([text])[0]
-
     def _runs(self, texts: Sequence[Sequence[str]]) -> tuple[_Positions, _Positions, _Hashes]:
         """Hash every run of n words.
 
@@ -232,23 +229,29 @@ class Report:
     removed: tuple[Removed, ...]
 
 
-def _problem_texts(batch: pa.RecordBatch) -> list[str]:
-    """Return `extra_info.problem` of each row, or where there is none the content of the prompt's last message."""
+def _problem_texts(batch: pa.RecordBatch, path: Path) -> list[str]:
+    """Return `extra_info.problem` of each row, or where there is none the content of the prompt's last message.
+
+    Raises:
+        DataError: If that is no text.
+    """
     names = batch.schema.names
     kind = batch.schema.field("extra_info").type if "extra_info" in names else None
     if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("problem") >= 0:
         problems = pc.struct_field(batch.column("extra_info"), "problem").to_pylist()
-        if None not in problems:
+        if all(isinstance(problem, str) for problem in problems):
             return problems
     else:
         problems = [None] * len(batch)
-    prompts = batch.column("prompt").to_pylist()
-    if holds_null(prompts) or not all(prompts):
-        raise DataError("a prompt is null or empty. See which with: cfpo-verl data validate")
-    return [
-        problem if problem is not None else prompt[-1]["content"]
-        for problem, prompt in zip(problems, prompts, strict=True)
-    ]
+    texts = []
+    for problem, prompt in zip(problems, batch.column("prompt").to_pylist(), strict=True):
+        text = problem if problem is not None else prompt and prompt[-1] and prompt[-1]["content"]
+        if not isinstance(text, str):
+            raise DataError(
+                f"{path}: a prompt is null, empty or no text. See which with: cfpo-verl data validate {path}"
+            )
+        texts.append(text)
+    return texts
 
 
 def read_problem_texts(path: Path) -> list[str]:
@@ -258,9 +261,8 @@ def read_problem_texts(path: Path) -> list[str]:
         DataError: If the file cannot be used.
     """
     check_file(path)
-    with pq.ParquetFile(path) as file:
-        columns = [name for name in ("prompt", "extra_info") if name in file.schema_arrow.names]
-        return [text for batch in file.iter_batches(_BATCH_ROWS, columns=columns) for text in _problem_texts(batch)]
+    columns = [name for name in ("prompt", "extra_info") if name in pq.read_schema(path).names]
+    return [text for batch in read_batches(path, _BATCH_ROWS, columns) for text in _problem_texts(batch, path)]
 
 
 def decontaminate(
@@ -286,9 +288,11 @@ def decontaminate(
         What was left out.
 
     Raises:
-        DataError: If a file cannot be used, `out` is an evaluation file, or no row is left.
-        ValueError: If n is less than 1.
+        DataError: If n is less than 1, a file cannot be used, `out` is an evaluation file, or no row is left.
+        FileError: If the system refuses to write the files.
     """
+    if n < 1:
+        raise DataError(f"words must be at least 1, got {n}")
     if out.resolve() in {path.resolve() for path in against}:
         raise DataError(f"{out}: is an evaluation file and would be overwritten. Give another file to write")
     rows = check_file(train)
@@ -296,15 +300,15 @@ def decontaminate(
     removed: list[Removed] = []
     report_file = out.with_name(f"{out.stem}.contaminated.json")
     manifest_file = out.with_suffix(".manifest.json")
-    unfinished, unfinished_report, unfinished_manifest = (
-        path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in (out, report_file, manifest_file)
-    )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetFile(train) as file, pq.ParquetWriter(unfinished, file.schema_arrow) as writer:
+    # The last one is replaced first: the parquet file comes when all three are complete.
+    with ExitStack() as files:
+        unfinished, unfinished_report, unfinished_manifest = (
+            files.enter_context(replacing(path)) for path in (out, report_file, manifest_file)
+        )
+        with pq.ParquetWriter(unfinished, pq.read_schema(train)) as writer:
             done = 0
-            for batch in file.iter_batches(_BATCH_ROWS):
-                texts = _problem_texts(batch)
+            for batch in read_batches(train, _BATCH_ROWS):
+                texts = _problem_texts(batch, train)
                 matches = index.first_matches(texts)
                 for row, (text, match) in enumerate(zip(texts, matches, strict=True), start=done):
                     if match is not None:
@@ -331,10 +335,4 @@ def decontaminate(
             "sha256_out": sha256(unfinished),
         }
         unfinished_manifest.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(out)
-        unfinished_report.replace(report_file)
-        unfinished_manifest.replace(manifest_file)
-    finally:
-        for path in (unfinished, unfinished_report, unfinished_manifest):
-            path.unlink(missing_ok=True)
     return report

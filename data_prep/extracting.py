@@ -11,6 +11,7 @@ from cfpo_verl.data_prep.reading import BATCH_ROWS, distinct, row_hashes
 from cfpo_verl.data_prep.schema import DataError, Problem
 from cfpo_verl.data_prep.source import Dropped, Source
 from cfpo_verl.data_prep.text import fingerprint, normalise
+from cfpo_verl.errors import first_line
 from cfpo_verl.rewards import unfit_gold
 from cfpo_verl.rewards.answers import canonical_answer
 
@@ -59,7 +60,7 @@ def extract_with_ray(origin: str, source: Source) -> Iterator[tuple[list[Extract
         source: The data set.
 
     Raises:
-        DataError: If it is something else.
+        DataError: If it is something else, or cannot be read, or there is no cluster.
     """
     import ray
     import ray.data
@@ -70,15 +71,24 @@ def extract_with_ray(origin: str, source: Source) -> Iterator[tuple[list[Extract
         raise DataError(f"{origin}: no such file")
     started = not ray.is_initialized()
     if started:
-        ray.init(include_dashboard=False, log_to_driver=False)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False)
+        except ConnectionError as error:
+            raise DataError(
+                f"the engine ray finds no cluster ({first_line(error)}). Start Ray, or unset RAY_ADDRESS"
+            ) from error
     try:
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
-        data = ray.data.read_parquet(origin)
-        missing = [column for column in source.columns if column not in data.schema().names]
+        try:
+            data = ray.data.read_parquet(origin)
+            found = data.schema().names
+        except (OSError, pa.ArrowException, ray.exceptions.RayError) as error:
+            raise DataError(f"{origin}: cannot be read as parquet ({first_line(error)})") from error
+        missing = [column for column in source.columns if column not in found]
         if missing:
-            raise DataError(f"{origin}: column {missing[0]!r} is missing (found: {', '.join(data.schema().names)})")
+            raise DataError(f"{origin}: column {missing[0]!r} is missing (found: {', '.join(found)})")
         extracted = data.map_batches(
             _extract_table, batch_format="pyarrow", batch_size=BATCH_ROWS, fn_kwargs={"source": source}
         )

@@ -6,7 +6,7 @@ A prompt is `12 + 7 = 19` and three more such lines, then `30 + 4 =`; the answer
 import random
 from pathlib import Path
 
-from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.data_prep.schema import DataError, Problem
 from cfpo_verl.data_prep.writing import write_train_and_test
 
 DATA_SOURCE = "few_shot_sums"
@@ -22,11 +22,11 @@ def make_problems(count: int, largest: int, shots: int, seed: int) -> list[Probl
         seed: Decides everything.
 
     Raises:
-        ValueError: If there are not so many different sums.
+        DataError: If `shots` is out of range.
     """
     pairs = [(a, b) for a in range(1, largest + 1) for b in range(1, largest + 1)]
     if not 0 <= shots < len(pairs):
-        raise ValueError(f"shots must be between 0 and {len(pairs) - 1}, got {shots}")
+        raise DataError(f"shots must be between 0 and {len(pairs) - 1}, got {shots}")
     generator = random.Random(seed)
     problems = []
     for pair in generator.sample(pairs, count):
@@ -43,11 +43,12 @@ def prepare(out: Path, count: int, held_out: int, largest: int, shots: int, seed
         The two paths, train first.
 
     Raises:
-        ValueError: If there are not so many different sums.
+        DataError: If there are too few different sums, or `shots` is out of range.
     """
-    if count < 1 or held_out < 1 or count + held_out > largest**2:
-        raise ValueError(
-            f"count ({count}) and held_out ({held_out}) must be at least 1, and together at most the {largest**2} "
+    different = max(largest, 0) ** 2
+    if count < 1 or held_out < 1 or count + held_out > different:
+        raise DataError(
+            f"count ({count}) and held_out ({held_out}) must be at least 1, and together at most the {different} "
             f"different sums of two terms up to {largest}"
         )
     problems = make_problems(count + held_out, largest, shots, seed)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, check_file
 from cfpo_verl.data_prep.writing import put_in_place, renumber, sha256
+from cfpo_verl.errors import first_line
 
 BATCH_ROWS = 20_000
 
@@ -113,10 +114,10 @@ def mix(parts: Sequence[Part], out: Path, rows: int | None, seed: int) -> dict[s
 
 
 def _read(path: Path) -> pa.Table:
+    way_out = f"See what is wrong with: cfpo-verl data validate {path}"
     try:
         return pq.read_table(path, columns=SCHEMA.names).cast(SCHEMA)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise DataError(
-            f"{path}: is not in this project's schema ({str(error).splitlines()[0][:80]}). "
-            f"See what is wrong with: cfpo-verl data validate {path}"
-        ) from error
+    except (pa.ArrowException, ValueError) as error:  # pyarrow has a plain ValueError for a null in a column
+        raise DataError(f"{path}: is not in this project's schema ({first_line(error)[:80]}). {way_out}") from error
+    except OSError as error:
+        raise DataError(f"{path}: not a whole parquet file ({first_line(error)[:80]}). {way_out}") from error

@@ -15,18 +15,18 @@ from cfpo_verl.rewards.answers import has_words
 
 def to_problem(row: Mapping[str, Any]) -> Problem:
     """Read question, final_answer, error, context, unit, id."""
-    if not row["final_answer"]:
+    if not isinstance(row["final_answer"], list) or not row["final_answer"]:
         raise Dropped("no answer")
     if row["error"]:
         raise Dropped("answer within an error")
-    answer = stated(", ".join(row["final_answer"]))
+    answer = stated(", ".join(map(str, row["final_answer"])))
     if has_words(answer):
         raise Dropped("answer in words")
     question = asked(row["question"])
     if row["context"]:
-        question = f"{row['context'].strip()}\n{question}"
+        question = f"{str(row['context']).strip()}\n{question}"
     if row["unit"]:
-        question = f"{question}\nGive the answer in the unit {row['unit'].strip()}, without the unit."
+        question = f"{question}\nGive the answer in the unit {str(row['unit']).strip()}, without the unit."
     return Problem(question, answer, "" if row.get("id") is None else str(row["id"]))
 
 

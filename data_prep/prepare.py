@@ -18,10 +18,11 @@ from cfpo_verl.data_prep.extracting import Extracted, extract_here, extract_with
 from cfpo_verl.data_prep.near_duplicates import find_near_duplicates
 from cfpo_verl.data_prep.reading import BATCH_ROWS, read_batches
 from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, to_row
-from cfpo_verl.data_prep.source import Source, template_text
+from cfpo_verl.data_prep.source import Dropped, Source, template_text
 from cfpo_verl.data_prep.text import fingerprint, normalise
 from cfpo_verl.data_prep.tokens import token_counter
 from cfpo_verl.data_prep.writing import put_in_place, renumber, sha256, write_tables
+from cfpo_verl.files import writing
 from cfpo_verl.rewards.answers import canonical_answer
 
 # Of the runs of three words; what it finds in real data is in docs/data.md.
@@ -95,7 +96,8 @@ def prepare(
         The path of the parquet file, and where the rows went.
 
     Raises:
-        DataError: If something cannot be read, or no row is left.
+        DataError: If an option does not fit, something cannot be read, or no row is left.
+        FileError: If the system refuses to write the files.
     """
     if not options.split or Path(options.split).name != options.split:
         raise DataError(f"split is the name of a file, without folders, got {options.split!r}")
@@ -123,8 +125,9 @@ def prepare(
         raise DataError(f"engine must be local or ray, got {engine!r}")
     # The first one is read before the folder is made: most of what can be wrong with the input shows there.
     batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=f".{options.split}.") as folder:
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with writing(out), tempfile.TemporaryDirectory(dir=out, prefix=f".{options.split}.") as folder:
         # First everything, since a later row may contradict an earlier one; then what none contradicts.
         spool = Path(folder) / "spool.parquet"
         problems = _usable(batches, excluded, account, conflicting, on_progress)
@@ -176,8 +179,14 @@ def _excluded_problems(source: Source, options: Options) -> set[str]:
         return set()
     origin = options.exclude or source.excludes.hub_id
     batches = read_batches(source.excludes, origin, source.excludes.splits[0])
-    problems = (source.excludes.to_problem(row) for batch in batches for row in batch.to_pylist())
-    return {fingerprint(normalise(problem.question)) for problem in problems}
+    keys = set()
+    for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+        try:
+            problem = source.excludes.to_problem(row)
+        except Dropped as dropped:
+            raise DataError(f"{origin}, row {number}: cannot be excluded ({dropped})") from dropped
+        keys.add(fingerprint(normalise(problem.question)))
+    return keys
 
 
 def _length_check(options: Options) -> Callable[[dict[str, Any], Account], bool]:

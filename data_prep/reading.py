@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cfpo_verl.data_prep.schema import DataError
+from cfpo_verl.data_prep.schema import read_batches as read_parquet
 from cfpo_verl.data_prep.source import Source
+from cfpo_verl.errors import first_line
 
 BATCH_ROWS = 20_000
 
@@ -26,7 +27,7 @@ def read_batches(source: Source, origin: str, split: str) -> Iterator[pa.RecordB
     """
     suffix = Path(origin).suffix
     if suffix == ".parquet":
-        batches: Iterable[pa.RecordBatch] = _parquet_batches(Path(origin))
+        batches: Iterable[pa.RecordBatch] = read_parquet(Path(origin), BATCH_ROWS)
     elif suffix in (".jsonl", ".json"):
         batches = _json_batches(Path(origin), source)
     elif os.path.exists(origin):
@@ -42,16 +43,6 @@ def read_batches(source: Source, origin: str, split: str) -> Iterator[pa.RecordB
             )
         wanted = [*source.columns, *(name for name in source.optional_columns if name in batch.schema.names)]
         yield batch.select(wanted)
-
-
-def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    try:
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(BATCH_ROWS)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a whole parquet file ({error})") from error
 
 
 def _json_batches(path: Path, source: Source) -> Iterator[pa.RecordBatch]:
@@ -74,7 +65,7 @@ def _json_batches(path: Path, source: Source) -> Iterator[pa.RecordBatch]:
 def _to_batch(path: Path, rows: list[Mapping[str, Any]]) -> pa.RecordBatch:
     try:
         return pa.RecordBatch.from_pylist(rows)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
         raise DataError(f"{path}: a column holds values of different types, or one of none ({error})") from error
 
 
@@ -118,9 +109,9 @@ def _hub_batches(source: Source, hub_id: str, split: str) -> Iterator[pa.RecordB
             revision=source.revision if own else None,
         )
     except Exception as error:  # datasets raises whatever the hub, the network or the file makes it raise
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise DataError(
-            f"{hub_id}: neither a local .jsonl, .json or .parquet file nor a data set that the hub gives ({reason})"
+            f"{hub_id}: neither a local .jsonl, .json or .parquet file nor a data set that can be loaded from the hub "
+            f"({first_line(error)})"
         ) from error
     for table in data.with_format("arrow").iter(BATCH_ROWS):
         yield from table.combine_chunks().to_batches()

@@ -1,7 +1,6 @@
 """The parquet rows that verl trains on, written once and checked on writing and reading."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ _COLUMNS = {
     ),
 }
 SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
+_BATCH_ROWS = 20_000
 
 
 class DataError(UserError):
@@ -86,33 +86,31 @@ def to_row(
     }
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write rows to a parquet file, read it back, and put it in place only if that succeeded.
-
-    Args:
-        path: The file to write; its folder is made.
-        rows: Rows as `to_row` makes them.
-
-    Returns:
-        The path.
+def cast(table: pa.Table, name: object) -> pa.Table:
+    """Return a table with the types of `SCHEMA`.
 
     Raises:
-        DataError: If there are no rows, a value does not fit `SCHEMA`, or what was read back differs.
+        DataError: If a value does not fit; `name` says where it is from.
     """
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, unfinished)
-        check_file(unfinished)
-        if pq.read_table(unfinished).to_pylist() != table.to_pylist():
-            raise DataError(f"{path}: what was read back differs from what was written")
-        unfinished.replace(path)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"{path}: a row does not fit the schema: {error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+        return table.cast(SCHEMA)
+    except (pa.ArrowException, ValueError) as error:  # pyarrow has a plain ValueError for a null in a column
+        raise DataError(f"{name}: a row does not fit the schema: {error}") from error
+
+
+def read_batches(path: Path, batch_rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a parquet file.
+
+    Raises:
+        DataError: If it is not a whole parquet file.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_rows, columns=columns)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a whole parquet file ({error})") from error
 
 
 def holds_null(value: Any) -> bool:
@@ -170,14 +168,23 @@ def check_file(path: Path, prompt_key: str = "prompt") -> int:
         return file.metadata.num_rows
 
 
-def read_golds(path: Path) -> list[tuple[str, str]]:
-    """Read data source and gold answer of every row of a parquet file in verl's schema."""
-    rows = pq.read_table(path, columns=["data_source", "reward_model"]).to_pylist()
-    return [(row["data_source"], row["reward_model"]["ground_truth"]) for row in rows]
-
-
 def read_problems(path: Path) -> list[Problem]:
-    """Read the user's words and the gold answers of a parquet file in verl's schema."""
+    """Read the last message and the gold answer of every row of a parquet file in verl's schema.
+
+    Raises:
+        DataError: If the file cannot be read, or a row has no text where one belongs.
+    """
     check_file(path)
-    columns = pq.read_table(path, columns=["prompt", "reward_model"]).to_pylist()
-    return [Problem(row["prompt"][-1]["content"], row["reward_model"]["ground_truth"]) for row in columns]
+    columns = ["prompt", "reward_model"]
+    rows = (row for batch in read_batches(path, _BATCH_ROWS, columns) for row in batch.to_pylist())
+    return [_read_problem(path, number, row) for number, row in enumerate(rows)]
+
+
+def _read_problem(path: Path, number: int, row: dict[str, Any]) -> Problem:
+    match row:
+        case {"prompt": [*_, {"content": str(question)}], "reward_model": {"ground_truth": str(answer)}}:
+            return Problem(question, answer)
+    raise DataError(
+        f"{path}, row {number}: the prompt or the ground truth is no text. "
+        f"See what is wrong with: cfpo-verl data validate {path}"
+    )

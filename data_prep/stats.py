@@ -1,13 +1,13 @@
 """What a parquet file holds: numbers for a table, and a picture of lengths."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import pyarrow.parquet as pq
-
-from cfpo_verl.data_prep.schema import DataError, check_file, holds_null
+from cfpo_verl.data_prep.schema import DataError, check_file, holds_null, read_batches
+from cfpo_verl.files import replacing
 from cfpo_verl.rewards.answers import parse_number
 
 BATCH_ROWS = 20_000
@@ -34,23 +34,30 @@ def collect(path: Path, count_tokens: Callable[[Sequence[dict[str, str]]], int] 
     """Return {data source: stats} of a file, read in batches.
 
     Raises:
-        DataError: If verl could not read the file.
+        DataError: If verl could not read the file, or a row has no text where one belongs.
     """
     check_file(path)
     found: dict[str, Stats] = {}
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(BATCH_ROWS, columns=["data_source", "prompt", "reward_model"]):
-            for row in batch.to_pylist():
-                if holds_null(row):
-                    raise DataError(f"{path}: holds nulls. See where with: cfpo-verl data validate {path}")
-                stats = found.setdefault(row["data_source"], Stats())
-                stats.rows += 1
-                characters = sum(len(message["content"]) for message in row["prompt"])
-                stats.prompt_lengths[count_tokens(row["prompt"]) if count_tokens else characters] += 1
-                gold = row["reward_model"]["ground_truth"]
-                stats.numeric_answers += parse_number(gold) is not None
-                stats.answer_lengths[len(gold)] += 1
+    columns = ["data_source", "prompt", "reward_model"]
+    rows = (row for batch in read_batches(path, BATCH_ROWS, columns) for row in batch.to_pylist())
+    for number, row in enumerate(rows):
+        source, gold = row["data_source"], row["reward_model"] and row["reward_model"]["ground_truth"]
+        if holds_null(row) or not all(isinstance(text, str) for text in (source, gold, *_contents(row))):
+            raise DataError(
+                f"{path}, row {number}: holds nulls, or other values than texts. "
+                f"See which with: cfpo-verl data validate {path}"
+            )
+        stats = found.setdefault(source, Stats())
+        stats.rows += 1
+        length = count_tokens(row["prompt"]) if count_tokens else sum(map(len, _contents(row)))
+        stats.prompt_lengths[length] += 1
+        stats.numeric_answers += parse_number(gold) is not None
+        stats.answer_lengths[len(gold)] += 1
     return dict(sorted(found.items()))
+
+
+def _contents(row: Mapping[str, Any]) -> list[Any]:
+    return [message and message["content"] for message in row["prompt"] or ()]
 
 
 def quantile(counts: Counter[int], share: float) -> int:
@@ -75,6 +82,9 @@ def draw(found: dict[str, Stats], unit: str, path: Path) -> None:
         found: {data source: stats}.
         unit: Of the prompt lengths, "tokens" or "characters".
         path: The file to write.
+
+    Raises:
+        FileError: If the system refuses to write it.
     """
     from matplotlib.figure import Figure
 
@@ -94,4 +104,5 @@ def draw(found: dict[str, Stats], unit: str, path: Path) -> None:
         axes.set_title(title)
         axes.set_ylabel("rows")
     panels[0].legend(fontsize="small")
-    figure.savefig(path, dpi=110, format="png")
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=110, format="png")

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cfpo_verl.data_prep.schema import SCHEMA, DataError, check_file, holds_null
+from cfpo_verl.data_prep.schema import SCHEMA, DataError, check_file, holds_null, read_batches
 from cfpo_verl.data_sources import DATA_SOURCES
 from cfpo_verl.rewards import unfit_gold
 
@@ -31,14 +31,14 @@ def validate(path: Path, count_tokens: Callable[[Sequence[dict[str, str]]], int]
         return [str(error)]
     found: dict[str, list[str]] = {}
     uids: dict[str, int] = {}
-    row_number = 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(BATCH_ROWS, columns=SCHEMA.names):
-            for row in batch.to_pylist():
-                for column, problem, kind in _problems(row, count_tokens, max_tokens, uids, row_number):
-                    found.setdefault(kind, []).append(f"{path}, row {row_number}, column {column}: {problem}")
-                row_number += 1
+    rows = (row for batch in read_batches(path, BATCH_ROWS, SCHEMA.names) for row in batch.to_pylist())
     sentences = []
+    try:
+        for row_number, row in enumerate(rows):
+            for column, problem, kind in _problems(row, count_tokens, max_tokens, uids, row_number):
+                found.setdefault(kind, []).append(f"{path}, row {row_number}, column {column}: {problem}")
+    except DataError as error:
+        sentences.append(str(error))
     for problems in found.values():
         sentences += problems[:SHOWN]
         if len(problems) > SHOWN:

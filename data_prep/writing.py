@@ -3,7 +3,8 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, check_file, to_row
+from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, cast, check_file, to_row
+from cfpo_verl.files import writing
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:
@@ -25,9 +27,9 @@ def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:
     try:
         with pq.ParquetWriter(path, SCHEMA) as writer:
             for table in tables:
-                writer.write_table(table.cast(SCHEMA))
+                writer.write_table(cast(table, path.name))
                 rows += len(table)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except pa.ArrowException as error:
         raise DataError(f"{path.name}: a row does not fit the schema: {error}") from error
     return rows
 
@@ -45,9 +47,9 @@ def put_in_place(path: Path, tables: Iterable[pa.Table], describe: Callable[[], 
 
     Raises:
         DataError: If a value does not fit, or there are no rows.
+        FileError: If the system refuses to write them.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
+    with writing(path), _folder_beside(path) as folder:
         unfinished, unfinished_manifest = Path(folder) / path.name, Path(folder) / "manifest.json"
         rows = write_tables(unfinished, tables)
         check_file(unfinished)
@@ -61,6 +63,14 @@ def put_in_place(path: Path, tables: Iterable[pa.Table], describe: Callable[[], 
         unfinished.replace(path)
         unfinished_manifest.replace(path.with_suffix(".manifest.json"))
     return rows
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[str]:
+    """Make a folder in which the two files of `path` can grow, and remove it afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
+        yield folder
 
 
 def write_train_and_test(
@@ -79,10 +89,10 @@ def write_train_and_test(
         The two paths, train first.
 
     Raises:
-        ValueError: If that leaves one of them without problems.
+        DataError: If that leaves one of them without problems.
     """
     if not 0 < held_out < len(problems):
-        raise ValueError(f"held_out must be between 1 and {len(problems) - 1}, got {held_out}")
+        raise DataError(f"held_out must be between 1 and {len(problems) - 1}, got {held_out}")
     paths = []
     for split, members in (("train", problems[held_out:]), ("test", problems[:held_out])):
         rows = [to_row(problem, data_source, "math", split, index) for index, problem in enumerate(members)]

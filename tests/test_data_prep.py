@@ -9,9 +9,10 @@ import types
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from parquet_rows import write_rows
 
 from cfpo_verl.data_prep import arithmetic, few_shot_sums, reasoning_gym_tasks
-from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, check_file, read_problems, to_row, write_rows
+from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, check_file, read_problems, to_row
 from cfpo_verl.data_prep.text import fingerprint
 
 
@@ -81,7 +82,7 @@ def test_arithmetic_is_seeded(tmp_path):
 
 @pytest.mark.parametrize(("operands", "held_out"), [(1, 1), (6, 1), (2, 0), (2, 100)])
 def test_arithmetic_refuses_impossible_sizes(tmp_path, operands, held_out):
-    with pytest.raises(ValueError, match="must be between"):
+    with pytest.raises(DataError, match="must be between"):
         arithmetic.prepare(tmp_path, operands=operands, held_out=held_out, seed=0)
 
 
@@ -104,7 +105,7 @@ def test_few_shot_sums_ask_for_a_sum_that_is_not_among_the_examples(tmp_path):
 @pytest.mark.parametrize(("count", "held_out"), [(0, 9), (40, 0), (41, 9)])
 def test_few_shot_sums_refuse_impossible_sizes(tmp_path, count, held_out):
     message = rf"count \({count}\) and held_out \({held_out}\) must be at least 1, and together at most the 49"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DataError, match=message):
         few_shot_sums.prepare(tmp_path, count=count, held_out=held_out, largest=7, shots=4, seed=0)
 
 

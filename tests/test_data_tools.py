@@ -6,11 +6,18 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from parquet_rows import write_rows
+from typer.testing import CliRunner
 
-from cfpo_verl.data_prep import mix, stats, validate
+from cfpo_verl.data_prep import cli, mix, stats, validate
+from cfpo_verl.data_prep.decontaminate import decontaminate, read_problem_texts
 from cfpo_verl.data_prep.mix import Part
-from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, to_row, write_rows
+from cfpo_verl.data_prep.prepare import prepare
+from cfpo_verl.data_prep.schema import SCHEMA, DataError, Problem, read_problems, to_row
+from cfpo_verl.data_prep.sources import SOURCES
+from cfpo_verl.data_prep.tokens import token_counter
 from cfpo_verl.data_prep.writing import sha256
+from cfpo_verl.warmup import train_tokenizer
 
 
 def make_rows(count: int, name: str = "a", data_source: str = "arithmetic") -> list[dict]:
@@ -190,7 +197,7 @@ def test_mix_command(run_script, tmp_path):
     a, b = (write_rows(tmp_path / f"{name}.parquet", make_rows(10, name)) for name in "ab")
     result = run_script("data", "mix", f"{a}:0.5", f"{b}:0.5", "--out", "m.parquet", "--rows", "8")
     assert (result.returncode, result.stdout) == (0, "m.parquet\n"), result.stderr
-    assert f"4 rows of {a}" in result.stderr
+    assert f"4 rows from {a}" in result.stderr
     for arguments, message in [
         ([f"{a}:1", f"{a}:1"], "a file is given twice"),
         ([f"{a}:1", "none.parquet:1"], "none.parquet: no such file"),
@@ -222,8 +229,117 @@ def test_stats_count_lengths_and_kinds_of_answers(tmp_path):
 
 def test_stats_of_a_file_with_nulls_name_the_way_out(tmp_path):
     path = changed(tmp_path, prompt=[None])
-    with pytest.raises(DataError, match=r"holds nulls\. See where with: cfpo-verl data validate"):
+    with pytest.raises(DataError, match=r"a\.parquet, row 1: holds nulls.*See which with: cfpo-verl data validate"):
         stats.collect(path, None)
+
+
+def test_stats_of_other_values_than_texts_name_the_row(tmp_path):
+    path = tmp_path / "a.parquet"
+    rows = [{**row, "prompt": [{"role": "user", "content": 3}]} for row in make_rows(2)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(DataError, match=r"a\.parquet, row 0: holds nulls, or other values than texts"):
+        stats.collect(path, None)
+
+
+def torn(tmp_path):
+    """Write a file whose footer is whole and whose rows are not."""
+    path = write_rows(tmp_path / "torn.parquet", make_rows(500))
+    content = bytearray(path.read_bytes())
+    content[4:2000] = b"x" * 1996
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda path, out: stats.collect(path, None), id="stats"),
+        pytest.param(lambda path, out: mix.mix([Part(path, 1)], out, None, 0), id="mix"),
+        pytest.param(lambda path, out: decontaminate(path, [], out), id="decontaminate"),
+        pytest.param(lambda path, out: read_problems(path), id="read_problems"),
+        pytest.param(lambda path, out: prepare(SOURCES["dapo_math_17k"], out, str(path)), id="prepare"),
+    ],
+)
+def test_a_torn_file_is_named_and_nothing_is_written(tmp_path, use):
+    path = torn(tmp_path)
+    with pytest.raises(DataError, match=r"torn\.parquet: not a whole parquet file"):
+        use(path, tmp_path / "new" / "out.parquet")
+    assert not list(tmp_path.glob("new/*"))
+
+
+def test_validate_names_a_torn_file_too(tmp_path):
+    assert "torn.parquet: not a whole parquet file" in problems_of(torn(tmp_path))[-1]
+
+
+@pytest.mark.parametrize("columns", [{"data_source": None}, {"reward_model": {"style": "rule", "ground_truth": None}}])
+def test_mixing_a_file_with_nulls_names_the_way_out(tmp_path, columns):
+    path = changed(tmp_path, **columns)
+    with pytest.raises(DataError, match=r"a\.parquet: is not in this project's schema .* cfpo-verl data validate"):
+        mix.mix([Part(path, 1)], tmp_path / "b.parquet", None, 0)
+
+
+def test_a_prompt_without_text_is_named(tmp_path):
+    path = changed(tmp_path, prompt=[{"role": "user", "content": None}])
+    with pytest.raises(DataError, match=r"a\.parquet, row 1: the prompt or the ground truth is no text"):
+        read_problems(path)
+    with pytest.raises(DataError, match=r"a\.parquet: a prompt is null, empty or no text"):
+        read_problem_texts(
+            changed(tmp_path, prompt=[None], extra_info={**make_rows(1)[0]["extra_info"], "problem": None})
+        )
+
+
+def outcome(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], prog_name="cfpo-verl data")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    path = write_rows(tmp_path / "a.parquet", make_rows(5))
+    (tmp_path / "file").write_text("")
+    for arguments in (
+        ["stats", path, "--out", tmp_path / "file" / "x.png"],
+        ["mix", f"{path}:1", "--out", tmp_path / "file" / "x.parquet"],
+        ["decontaminate", path, "--against", path, "--out", tmp_path / "file" / "x.parquet"],
+        ["prepare", "arithmetic", "--operands", "2", "--held-out", "9", "--out", tmp_path / "file"],
+        ["prepare", "arithmetic", "--operands", "2", "--held-out", "9", "--out", "/proc/none"],
+    ):
+        result = outcome(*arguments)
+        assert result.exit_code == 2, result.stderr
+        assert "cannot be written" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_a_bug_of_ours_is_not_taken_for_a_mistake_of_the_users(tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "a.parquet", make_rows(5))
+
+    def broken(*_arguments):
+        raise ValueError("zip() argument 2 is shorter than argument 1")
+
+    monkeypatch.setattr(stats, "quantile", broken)
+    result = outcome("stats", path)
+    assert result.exit_code == 1
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "ValueError: zip() argument 2 is shorter than argument 1" in result.stderr
+    assert "this is a bug in cfpo_verl" in result.stderr.splitlines()[-1]
+
+
+def test_a_tokenizer_that_cannot_be_used_is_named(tmp_path):
+    folder = tmp_path / "model"
+    with pytest.raises(DataError, match=r"tokenizer .*model: cannot be loaded"):
+        token_counter(str(folder))
+    tokenizer = train_tokenizer(["1+2="], 300)
+    for template, message in (
+        (None, "has no chat template"),
+        ("{{ raise_exception('no system role') }}", r"its chat template refuses the prompt .*\(no system role\)"),
+    ):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(folder)
+        if template is None:
+            (folder / "chat_template.jinja").unlink(missing_ok=True)
+        with pytest.raises(DataError, match=f"tokenizer .*model: {message}"):
+            token_counter(str(folder))([{"role": "user", "content": "1+2="}])
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match=r"tokenizer .*model: cannot be loaded"):
+        token_counter(str(folder))
 
 
 def test_stats_command_prints_and_draws(run_script, tmp_path):

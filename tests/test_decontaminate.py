@@ -46,17 +46,21 @@ def in_order(count: int, start: int = 0) -> str:
     return " ".join(f"w{chr(97 + n % 26)}{'x' * (n // 26)}" for n in range(start, start + count))
 
 
+def first_match(index: EvaluationIndex, text: str) -> Match | None:
+    return index.first_matches([text])[0]
+
+
 def test_eight_words_in_a_row_are_a_match_and_seven_are_none():
     index = EvaluationIndex([["nothing of it"], ["other", in_order(20)]])
-    assert index.first_match(f"See: {in_order(8, 5).upper()}, then.") == Match(1, 1, in_order(8, 5))
-    assert index.first_match(f"see {in_order(7, 5)} then") is None
+    assert first_match(index, f"See: {in_order(8, 5).upper()}, then.") == Match(1, 1, in_order(8, 5))
+    assert first_match(index, f"see {in_order(7, 5)} then") is None
     # Eight words, but not in a row.
-    assert index.first_match(f"see {in_order(4, 5)} then {in_order(4, 9)}") is None
+    assert first_match(index, f"see {in_order(4, 5)} then {in_order(4, 9)}") is None
 
 
 def test_runs_do_not_reach_from_one_problem_into_the_next():
     index = EvaluationIndex([[in_order(10), in_order(10, 10)]])
-    assert index.first_match(in_order(8, 6)) is None
+    assert first_match(index, in_order(8, 6)) is None
     assert index.first_matches([in_order(4), in_order(4, 4)]) == [None, None]
 
 
@@ -65,38 +69,38 @@ def test_short_problems_are_compared_as_a_whole(n):
     short = in_order(n - 1) if n > 1 else "a"
     index = EvaluationIndex([[in_order(30, 40), short]], n)
     if n > 1:
-        assert index.first_match(f"${short}$?") == Match(0, 1, short)
-        assert index.first_match(f"{short} {short}") is None
-    assert index.first_match("") is None
-    assert index.first_match("+ ?") is None
+        assert first_match(index, f"${short}$?") == Match(0, 1, short)
+        assert first_match(index, f"{short} {short}") is None
+    assert first_match(index, "") is None
+    assert first_match(index, "+ ?") is None
 
 
 def test_numbers_matter_and_formatting_does_not():
     index = EvaluationIndex([[r"What is the value of $\dfrac{1}{2}\,x + 1,\!000$?", "1+2="]])
-    assert index.first_match(r"what is the value of \(\frac{1}{2}x+1000\)") is not None
-    assert index.first_match(r"What is the value of $\dfrac{1}{3}\,x + 1,\!000$?") is None
-    assert (index.first_match("1 + 2 =") or Match(9, 9, "")).index == 1
-    assert index.first_match("1+3=") is None
+    assert first_match(index, r"what is the value of \(\frac{1}{2}x+1000\)") is not None
+    assert first_match(index, r"What is the value of $\dfrac{1}{3}\,x + 1,\!000$?") is None
+    assert (first_match(index, "1 + 2 =") or Match(9, 9, "")).index == 1
+    assert first_match(index, "1+3=") is None
 
 
 def test_the_first_words_of_the_text_and_the_first_problem_are_named():
     index = EvaluationIndex([[in_order(30, 60), in_order(9, 20)], [in_order(9, 20), in_order(9)]])
-    assert index.first_match(f"{in_order(8)} {in_order(8, 20)}") == Match(1, 1, in_order(8))
-    assert index.first_match(in_order(8, 20)) == Match(0, 1, in_order(8, 20))
-    assert EvaluationIndex([["a b", "c d"], ["c d"]]).first_match("c d") == Match(0, 1, "c d")
+    assert first_match(index, f"{in_order(8)} {in_order(8, 20)}") == Match(1, 1, in_order(8))
+    assert first_match(index, in_order(8, 20)) == Match(0, 1, in_order(8, 20))
+    assert first_match(EvaluationIndex([["a b", "c d"], ["c d"]]), "c d") == Match(0, 1, "c d")
 
 
 def test_an_instruction_is_no_evidence_nor_is_what_stands_next_to_it():
     evaluation = [f"{n}+{n + 20}=\n{INSTRUCTION}" for n in range(9)]
     evaluation.append(f"{in_order(9)}\n{INSTRUCTION}")
     index = EvaluationIndex([evaluation])
-    assert index.first_match(f"{in_order(9, 30)} {INSTRUCTION}") is None
-    assert index.first_match(f"3+24=\n{INSTRUCTION}") is None
-    assert index.first_match(f"3+23=\n{INSTRUCTION}") == Match(0, 3, "3 23")
-    assert index.first_match(INSTRUCTION) is None
-    assert index.first_match(f"{in_order(9)} {INSTRUCTION}") == Match(0, 9, in_order(8))
+    assert first_match(index, f"{in_order(9, 30)} {INSTRUCTION}") is None
+    assert first_match(index, f"3+24=\n{INSTRUCTION}") is None
+    assert first_match(index, f"3+23=\n{INSTRUCTION}") == Match(0, 3, "3 23")
+    assert first_match(index, INSTRUCTION) is None
+    assert first_match(index, f"{in_order(9)} {INSTRUCTION}") == Match(0, 9, in_order(8))
     # Without the instruction too: what is left is compared.
-    assert index.first_match("3+23=") == Match(0, 3, "3 23")
+    assert first_match(index, "3+23=") == Match(0, 3, "3 23")
 
 
 @pytest.mark.parametrize(("sharing", "of", "ignored"), [(2, 5, False), (3, 14, True), (3, 15, False), (4, 15, True)])
@@ -105,7 +109,7 @@ def test_what_more_than_a_fifth_and_three_problems_share_is_an_instruction(shari
     problems = [f"{in_order(9, 40 + 10 * n)} {shared if n < sharing else ''}" for n in range(of)]
     # Copies of one problem make no instruction.
     index = EvaluationIndex([problems + problems[:1] * 100])
-    assert (index.first_match(f"so {shared} so") is None) == ignored
+    assert (first_match(index, f"so {shared} so") is None) == ignored
 
 
 @given(
@@ -139,6 +143,8 @@ def test_runs_of_no_words_are_refused(tmp_path, n):
     train = written(tmp_path / "train.parquet", [in_order(9)])
     evaluation = written(tmp_path / "test.parquet", [in_order(9, 20)])
     with pytest.raises(ValueError, match="n must be at least 1"):
+        EvaluationIndex([], n)
+    with pytest.raises(DataError, match=f"words must be at least 1, got {n}"):
         decontaminate(train, [evaluation], tmp_path / "out.parquet", n)
     assert not (tmp_path / "out.parquet").exists()
 

@@ -4,9 +4,10 @@ import pyarrow.parquet as pq
 import pytest
 from doctor_configs import failed, gpu_config, ok, quickstart, warnings
 from omegaconf import open_dict
+from parquet_rows import write_rows
 
 from cfpo_verl import warmup
-from cfpo_verl.data_prep.schema import Problem, to_row, write_rows
+from cfpo_verl.data_prep.schema import Problem, to_row
 from cfpo_verl.doctor import data
 
 

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import verl  # noqa: F401  before an evaluation sets the environment in which it would choose the CPU platform
 from conftest import shared_data
+from parquet_rows import write_rows
 
 from cfpo_verl import warmup
 from cfpo_verl.config_groups import platform_env
 from cfpo_verl.data_prep.arithmetic import make_problems
 from cfpo_verl.data_prep.schema import SCHEMA as ROWS
-from cfpo_verl.data_prep.schema import DataError, Problem, to_row, write_rows
+from cfpo_verl.data_prep.schema import DataError, Problem, to_row
 from cfpo_verl.evaluation import models, running, scoring, store, summary
 from cfpo_verl.evaluation.comparison import compare
 from cfpo_verl.evaluation.engine import Finished, Progress, Request, drive

@@ -18,6 +18,7 @@ from cfpo_verl.data_prep.source import Source
 from cfpo_verl.data_prep.sources import SOURCES
 from cfpo_verl.data_prep.writing import sha256
 from cfpo_verl.data_sources import DATA_SOURCES
+from cfpo_verl.files import FileError
 from cfpo_verl.rewards import compute_score
 
 
@@ -302,6 +303,8 @@ def test_answers_that_the_reward_takes_for_the_same_do_not_contradict(tmp_path):
     [
         ("gsm8k", {"question": "q", "answer": None}),
         ("gsm8k", {"question": "q", "answer": 3}),
+        ("dapo_math_17k", {"prompt": [{"role": "user", "content": "q"}], "reward_model": None}),
+        ("dapo_math_17k", {"prompt": [{"role": "user", "content": "q"}], "reward_model": {"style": "rule"}}),
         ("minerva_math", {"problem": "q", "solution": None}),
         ("big_math", {"problem": "q", "answer": None}),
         (
@@ -321,6 +324,27 @@ def test_answers_that_the_reward_takes_for_the_same_do_not_contradict(tmp_path):
 def test_rows_without_an_answer_are_counted(tmp_path, name, row):
     with pytest.raises(DataError, match=r"none of the 1 rows can be used \(1 no answer\)"):
         prepare(SOURCES[name], tmp_path / "out", write_jsonl(tmp_path / "a.jsonl", [row]))
+
+
+@pytest.mark.parametrize("prompt", ["q", None, [], [None], [{"role": "user", "content": 3}]])
+def test_a_prompt_that_is_no_message_is_counted(tmp_path, prompt):
+    origin = write_jsonl(tmp_path / "a.jsonl", [{"prompt": prompt, "reward_model": {"ground_truth": "1"}}])
+    with pytest.raises(DataError, match=r"none of the 1 rows can be used \(1 not a single message\)"):
+        prepare(SOURCES["dapo_math_17k"], tmp_path / "out", origin)
+
+
+def test_olympiadbench_takes_numbers_for_texts(tmp_path):
+    row = {"question": "q", "final_answer": [3], "error": None, "context": 5, "unit": 7}
+    path, _account = prepare(SOURCES["olympiadbench"], tmp_path / "out", write_jsonl(tmp_path / "a.jsonl", [row]))
+    assert golds(path) == ["3"]
+
+
+def test_a_row_that_cannot_be_excluded_is_named(tmp_path):
+    origin = write_jsonl(tmp_path / "a.jsonl", [{"problem": "q", "solution": r"\boxed{1}"}])
+    exclude = write_jsonl(tmp_path / "b.jsonl", [{"problem": "r", "answer": "1"}, {"problem": "", "answer": "1"}])
+    with pytest.raises(DataError, match=r"b\.jsonl, row 1: cannot be excluded \(empty problem\)"):
+        prepare(SOURCES["math_minus_500"], tmp_path / "out", origin, Options(exclude=exclude))
+    assert not (tmp_path / "out").exists()
 
 
 def test_blank_lines_are_no_rows(tmp_path):
@@ -546,7 +570,7 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(tmp_path, monkeypatch):
 
     origin = write_jsonl(tmp_path / "a.jsonl", gsm_rows(("A?", "1")))
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(FileError, match=r"out: cannot be written \(No space left on device\)"):
         prepare(gsm8k.SOURCE, tmp_path / "out", origin)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -604,7 +628,7 @@ def test_a_hub_that_cannot_be_reached_is_an_error(run_script, tmp_path):
     result = run_script("data", "prepare", "gsm8k", "--out", "out", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"))
     assert result.returncode == 2
     assert (
-        "openai/gsm8k: neither a local .jsonl, .json or .parquet file nor a data set that the hub gives"
+        "openai/gsm8k: neither a local .jsonl, .json or .parquet file nor a data set that can be loaded from the hub"
         in result.stderr
     )
 
@@ -628,7 +652,7 @@ def test_an_output_that_cannot_be_written_is_an_error(run_cli, tmp_path):
     origin = write_jsonl(tmp_path / "a.jsonl", gsm_rows(("A?", "1")))
     result = run_cli("data", "prepare", "gsm8k", "--out", f"{origin}/out", "--source", origin)
     assert result.returncode == 2
-    assert "cfpo-verl data prepare gsm8k: [Errno 20] Not a directory" in result.stderr
+    assert f"cfpo-verl data prepare gsm8k: {origin}/out: cannot be written (Not a directory)" in result.stderr
 
 
 def test_the_command_reports_errors_and_lists_sources(run_cli):
