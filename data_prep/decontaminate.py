@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from cfpo_verl.data_prep.schema import DataError, check_file, read_batches
 from cfpo_verl.data_prep.text import words
 from cfpo_verl.data_prep.writing import sha256
-from cfpo_verl.files import replacing
+from cfpo_verl.files import replacing, writing
 
 NGRAM_WORDS = 8
 # A run of words in more than this share of the different problems of a set, and in so many, is an instruction.
@@ -305,6 +305,7 @@ def decontaminate(
         unfinished, unfinished_report, unfinished_manifest = (
             files.enter_context(replacing(path)) for path in (out, report_file, manifest_file)
         )
+        files.enter_context(writing(out))
         with pq.ParquetWriter(unfinished, pq.read_schema(train)) as writer:
             done = 0
             for batch in read_batches(train, _BATCH_ROWS):

@@ -15,6 +15,7 @@ from conftest import clean_environment
 from matplotlib.figure import Figure
 from report_runs import HOSTILE, config, lines, metrics, steps, write_dump, write_evaluation, write_run
 
+from cfpo_verl.files import FileError
 from cfpo_verl.report import figure
 from cfpo_verl.report.build import collect
 from cfpo_verl.report.grouping import Group
@@ -288,6 +289,17 @@ def test_command_names_a_folder_that_is_no_run(run_cli, tmp_path, argument):
     assert not list(tmp_path.rglob("report.*"))
 
 
+def test_command_names_an_output_that_cannot_be_written(run_cli, tmp_path):
+    write_run(tmp_path / "cfpo", CFPO)
+    (tmp_path / "file").write_text("")
+    for arguments in (["--out", "file/x"], ["--out", "x", "--figures", "file/figures"]):
+        result = run_cli("report", "cfpo", *arguments)
+        assert result.returncode == 2
+        assert "cfpo-verl report: file" in result.stderr
+        assert "cannot be written (" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
 def test_a_failed_report_leaves_the_one_before(tmp_path, monkeypatch):
     from cfpo_verl.report import build
 
@@ -300,7 +312,7 @@ def test_a_failed_report_leaves_the_one_before(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(figure, "save_overview", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(FileError, match=r"report: cannot be written \(disk full\)"):
         build.write(report, tmp_path / "report", None, 5)
     assert (tmp_path / "report.html").read_text() == before
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [

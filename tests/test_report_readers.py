@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 from report_runs import HOSTILE, config, lines, metrics, steps, write_dump, write_evaluation, write_run
 
+from cfpo_verl.files import FileError
 from cfpo_verl.report.readers import read
 from cfpo_verl.report.readers.responses import choose
 from cfpo_verl.report.run import ReportError, Response
+from cfpo_verl.run_dir import RunDirError
 
 
 def read_one(path, responses=100):
@@ -113,7 +115,30 @@ def test_a_run_without_a_step_is_shown_as_such(tmp_path):
 def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
     folder = write_run(tmp_path / "run", steps([0.5] * 3))
     (folder / "metrics.1.jsonl").write_text("{\n" + lines({1: {}}))
-    with pytest.raises(ReportError, match=r"metrics\.1\.jsonl, line 1: not a metrics record"):
+    with pytest.raises(RunDirError, match=r"metrics\.1\.jsonl, line 1: not a metrics record"):
+        read([folder], 10)
+
+
+def test_words_among_the_metrics_are_left_out_with_a_note(tmp_path):
+    records = lines({1: {"critic/score/mean": "good", "actor/entropy": 0.5}})
+    folder = write_run(tmp_path / "run", {})
+    for path in (folder / "metrics.1.jsonl", tmp_path / "experiment.jsonl"):
+        path.write_text(records)
+    for path in (folder, tmp_path / "experiment.jsonl"):
+        run = read_one(path)
+        assert run.metrics == {1: {"actor/entropy": 0.5}}
+        assert run.notes == ("values that are not numbers are left out: critic/score/mean",)
+
+
+def test_a_file_that_the_system_refuses_to_read_is_named(tmp_path, monkeypatch):
+    """A fake at the edge: permissions do not stop root."""
+    folder = write_run(tmp_path / "run", steps([0.5] * 3), config())
+
+    def refuse(file, *_arguments, **_others):
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    with pytest.raises(FileError, match=r"metrics\.1\.jsonl: cannot be read \(Permission denied\)"):
         read([folder], 10)
 
 
@@ -217,7 +242,13 @@ def test_wandb_charts_of_several_runs_are_put_together(tmp_path):
     [
         ("time.csv", "Relative Time (Wall),a - b\n1,2\n", "exported over Relative Time .* x axis to Step"),
         ("summary.csv", "Name,State,critic/score/mean\nx,finished,0.5\n", "has the column _step.*this has Name, State"),
-        ("broken.json", "{", "not a table"),
+        ("broken.json", "{", "not a table: not JSON"),
+        ("torn.jsonl", '{"_step": 1, "x": 2}\n{"_st', "not a table: not JSON"),
+        ("torn.parquet", "PAR1 and no more", "not a table"),
+        ("ragged.csv", "_step,x\n1,2\n1,2,3\n", "not a table that can be read"),
+        ("latin.csv", "_step,x\n1,\udce4\n", "not a table that can be read"),
+        ("number.json", "5", "not a table"),
+        ("endless.json", '[{"_step": "Infinity", "x": 1}, {"_step": "NaN", "x": 1}]', "no row has a number"),
         ("empty.csv", "", "not a table"),
         ("words.csv", "_step,x\n1,abc\n", "no row has a number"),
         ("steps.csv", "_step,x\nabc,1\n", "no row has a number"),
@@ -226,8 +257,9 @@ def test_wandb_charts_of_several_runs_are_put_together(tmp_path):
     ],
 )
 def test_other_tables_are_refused_with_the_way_out(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ReportError, match=f"{name}: .*(?:{message})"):
+    (tmp_path / name).write_text(text, errors="surrogateescape")
+    line = r", line \d" if "JSON" in message else ""
+    with pytest.raises(ReportError, match=f"{name}{line}: .*(?:{message})"):
         read([tmp_path / name], 10)
 
 

@@ -1,65 +1,22 @@
 """Put a report together and write its files."""
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
+from cfpo_verl.files import replacing, writing
 from cfpo_verl.report import figure, readers
+from cfpo_verl.report.contents import Report
 from cfpo_verl.report.grouping import Group, group
 from cfpo_verl.report.metrics import phase_times_s
-from cfpo_verl.report.plots import Plot, metric_plots, pass_plots
+from cfpo_verl.report.page import render
+from cfpo_verl.report.plots import metric_plots, pass_plots
 from cfpo_verl.report.run import Evaluation, Run
-from cfpo_verl.report.stability import Verdict, judge
+from cfpo_verl.report.stability import judge
 from cfpo_verl.report.statistics import mean_interval
-from cfpo_verl.report.table import summarise, to_markdown
+from cfpo_verl.report.table import to_markdown
 
 SUFFIXES = (".html", ".png", ".svg", ".md")
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that the files of a report show.
-
-    Args:
-        runs: {name: run}.
-        evaluations: With distinct names.
-        groups: Runs that differ only in their seed.
-        verdicts: {run: verdict}.
-        plots: Curves of the training.
-        pass_plots: pass@k of the evaluations.
-        evaluation_numbers: {evaluation: number of its colour}.
-        times_s: {label of a group: {phase: seconds of a step}}.
-    """
-
-    runs: dict[str, Run]
-    evaluations: list[Evaluation]
-    groups: list[Group]
-    verdicts: dict[str, Verdict]
-    plots: list[Plot]
-    pass_plots: list[Plot]
-    evaluation_numbers: dict[str, int]
-    times_s: dict[str, dict[str, float]]
-
-    def number_of(self, run: str) -> int:
-        """Return the number of a run's group, which decides its colour."""
-        return next(number for number, it in enumerate(self.groups) if run in it.runs)
-
-    @property
-    def behind(self) -> list[str]:
-        """Runs that no mean counts, as others of their group have got further."""
-        return [name for it in self.groups for name in it.runs if name not in it.counted]
-
-    @property
-    def title(self) -> str:
-        """Names of the runs, or of the evaluations where there are none."""
-        names = list(self.runs) or [evaluation.name for evaluation in self.evaluations]
-        return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
-
-    @property
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of the first, last and mean values."""
-        return summarise({name: run.metrics for name, run in self.runs.items()})
 
 
 def collect(paths: Sequence[Path], responses_per_run: int) -> Report:
@@ -126,27 +83,19 @@ def write(report: Report, stem: Path, figures: Path | None, refresh_s: float | N
 
     Returns:
         The files, the page first.
-    """
-    from cfpo_verl.report.page import render
 
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    page, png, svg, table = (stem.with_name(f"{stem.name}{suffix}") for suffix in SUFFIXES)
-    parts = {path: path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}") for path in (page, png, svg, table)}
-    try:
-        parts[page].write_text(render(report, refresh_s), encoding="utf-8", errors="replace")
-        plots = [*report.plots, *report.pass_plots]
-        figure.save_overview(plots, report.times_s, report.title, [parts[png], parts[svg]])
-        parts[table].write_text(to_markdown(*report.table), encoding="utf-8", errors="replace")
-        for path, part in parts.items():
-            part.replace(path)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
-    written = list(parts)
-    if figures is not None:
-        figures.mkdir(parents=True, exist_ok=True)
-        written += figure.save_each(plots, report.times_s, figures)
-    return written
+    Raises:
+        FileError: If the system refuses to write them.
+    """
+    paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in SUFFIXES]
+    plots = [*report.plots, *report.pass_plots]
+    with ExitStack() as files:
+        page, png, svg, table = (files.enter_context(replacing(path)) for path in paths)
+        files.enter_context(writing(stem))
+        page.write_text(render(report, refresh_s), encoding="utf-8", errors="replace")
+        figure.save_overview(plots, report.times_s, report.title, [png, svg])
+        table.write_text(to_markdown(*report.table), encoding="utf-8", errors="replace")
+    return paths + (figure.save_each(plots, report.times_s, figures) if figures is not None else [])
 
 
 def stem(paths: Sequence[Path], out: Path | None) -> Path:

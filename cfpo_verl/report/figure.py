@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 
+from cfpo_verl.files import replacing
 from cfpo_verl.report.plots import Plot
 from cfpo_verl.report.statistics import Band, thin
 
@@ -272,7 +272,6 @@ def save_each(plots: Sequence[Plot], times_s: Mapping[str, Mapping[str, float]],
 def _save(figure: Figure, stem: Path) -> list[Path]:
     paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".svg")]
     for path in paths:
-        part = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-        figure.savefig(part, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
-        part.replace(path)
+        with replacing(path) as unfinished:
+            figure.savefig(unfinished, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths

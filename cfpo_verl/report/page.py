@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from cfpo_verl import __version__
 from cfpo_verl.report import figure, stability
-from cfpo_verl.report.build import Report
+from cfpo_verl.report.contents import Report
 from cfpo_verl.report.grouping import COUNTED_SHARE, differences, is_relevant
 from cfpo_verl.report.metrics import CURVES, REWARD, STEP_TIME, VALIDATION, data_source
 from cfpo_verl.report.run import Evaluation, Response, Run

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from cfpo_verl.files import reading
 from cfpo_verl.report.readers import evaluation, run_folder, tensorboard, wandb_export
 from cfpo_verl.report.run import Evaluation, ReportError, Run
-from cfpo_verl.run_dir import RunDirError
 
 _Named = TypeVar("_Named", Run, Evaluation)
 
@@ -26,13 +26,15 @@ def read(paths: Sequence[Path], responses_per_run: int) -> tuple[list[Run], list
         responses_per_run: How many responses to keep of each run and evaluation.
 
     Raises:
-        ReportError: If one cannot be read; the message says what is accepted.
+        ReportError: If one is none of these, or broken; the message says what is accepted.
+        RunDirError: If the metrics of a run folder are broken.
+        FileError: If the system refuses to read one.
     """
     runs: list[Run] = []
     evaluations: list[Evaluation] = []
     charts: list[Path] = []  # one of W&B's holds a metric or two, so those of a run are read together
     for path in paths:
-        try:
+        with reading(path):
             if evaluation.accepts(path):
                 evaluations.append(evaluation.read(path, responses_per_run))
             elif run_folder.accepts(path):
@@ -47,8 +49,6 @@ def read(paths: Sequence[Path], responses_per_run: int) -> tuple[list[Run], list
                 runs.append(wandb_export.read_history(path))
             else:
                 raise ReportError(_refusal(path))
-        except RunDirError as error:
-            raise ReportError(str(error)) from error
     runs.extend(wandb_export.read_charts(charts))
     return _with_distinct_names(runs), _with_distinct_names(evaluations)
 

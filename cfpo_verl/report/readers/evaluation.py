@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
+from cfpo_verl.errors import first_line
 from cfpo_verl.report.readers.responses import choose
 from cfpo_verl.report.run import Evaluation, ReportError, Response
 
@@ -85,8 +87,8 @@ def _read_responses(file: Path, count: int, step: int | None, notes: list[str]) 
         return []
     try:
         table = pd.read_parquet(file, columns=_COLUMNS)
-    except (ValueError, OSError) as error:
-        notes.append(f"{file.name} cannot be read ({str(error).splitlines()[0]}), so its responses are not shown")
+    except (ValueError, OSError, pa.ArrowException) as error:  # from pandas and pyarrow
+        notes.append(f"{file.name} cannot be read ({first_line(error)}), so its responses are not shown")
         return []
     found: list[Response] = []
     for name, rows in table.groupby("set", sort=False):

@@ -42,8 +42,9 @@ def read_file(path: Path) -> Run:
         RunDirError: If a line other than a torn last one is not a record.
     """
     records, is_torn = read_records(path)
-    notes = (f"{path.name}: the last line was cut off while it was written, and is left out",) if is_torn else ()
-    return Run(path.stem, "file logger", dict(sorted(records)), notes=notes, folder=path)
+    notes = [f"{path.name}: the last line was cut off while it was written, and is left out"] if is_torn else []
+    metrics = _numbers(dict(sorted(records)), notes)
+    return Run(path.stem, "file logger", metrics, notes=tuple(notes), folder=path)
 
 
 def read(run_dir: Path, response_count: int) -> Run:
@@ -59,7 +60,8 @@ def read(run_dir: Path, response_count: int) -> Run:
     metrics: Metrics = {}
     notes: list[str] = []
     if attempt_files(run_dir, "metrics"):
-        metrics, notes = read_attempts(run_dir)
+        found, notes = read_attempts(run_dir)
+        metrics = _numbers(found, notes)
     if not metrics:
         notes.append("no step has been finished yet")
     configs = {attempt: _read_config(file, notes) for attempt, file in attempt_files(run_dir, "config").items()}
@@ -79,6 +81,18 @@ def read(run_dir: Path, response_count: int) -> Run:
         tuple(notes),
         run_dir,
     )
+
+
+def _numbers(metrics: Metrics, notes: list[str]) -> Metrics:
+    """Leave out values that are no numbers, which nothing of ours writes, and note their names."""
+    numbers = {
+        step: {name: value for name, value in values.items() if isinstance(value, int | float)}
+        for step, values in metrics.items()
+    }
+    others = {name for step, values in metrics.items() for name in values if name not in numbers[step]}
+    if others:
+        notes.append(f"values that are not numbers are left out: {', '.join(sorted(others))}")
+    return numbers
 
 
 def _read_config(file: Path, notes: list[str]) -> dict[str, Any]:

@@ -10,9 +10,12 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
+from cfpo_verl.errors import first_line
 from cfpo_verl.report.run import ReportError, Run
 
 _SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
@@ -59,7 +62,7 @@ def read_history(path: Path) -> Run:
         # Texts, tables and media become NaN here, as does "NaN"; only numbers that were reported are kept.
         for step, value in zip(table[_STEP], table[name], strict=True):
             number, at = _number(value), _number(step)
-            if number is not None and at is not None:
+            if number is not None and at is not None and math.isfinite(at):
                 metrics[int(at)][str(name)] = number
     if not metrics:
         raise ReportError(f"{path}: no row has a number")
@@ -74,7 +77,7 @@ def read_charts(paths: Sequence[Path]) -> list[Run]:
     """
     runs: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for path in paths:
-        table = pd.read_csv(path)
+        table = _read_table(path)
         by = str(table.columns[0])
         if by not in _CHART_STEPS:
             raise ReportError(
@@ -86,7 +89,7 @@ def read_charts(paths: Sequence[Path]) -> list[Run]:
                 continue
             for step, value in zip(table[by], table[column], strict=True):
                 number, at = _number(value), _number(step)
-                if number is not None and at is not None:
+                if number is not None and at is not None and math.isfinite(at):
                     runs[run][int(at)][metric] = number
     files = ", ".join(path.name for path in paths)
     return [
@@ -102,14 +105,22 @@ def _read_table(path: Path) -> pd.DataFrame:
         if path.suffix == ".csv":
             return pd.read_csv(path)
         if path.suffix == ".jsonl":
-            return pd.DataFrame(
-                [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            )
+            return pd.DataFrame(_json_lines(path))
         return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, OSError) as error:
-        raise ReportError(
-            f"{path}: not a table that can be read ({(str(error) or repr(error)).splitlines()[0]})"
-        ) from error
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path}, line {error.lineno}: not a table: not JSON ({error.msg})") from error
+    except (ValueError, TypeError, AttributeError, pa.ArrowException) as error:  # from pandas and pyarrow
+        raise ReportError(f"{path}: not a table that can be read ({first_line(error)})") from error
+
+
+def _json_lines(path: Path) -> list[Any]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ReportError(f"{path}, line {number}: not a table: not JSON ({error.msg})") from error
+    return rows
 
 
 def _number(value: object) -> float | None:
