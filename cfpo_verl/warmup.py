@@ -8,7 +8,6 @@ verifier accepts the plain number only. So, like a pretrained model, the warmed-
 rewarded for, and RL has room.
 """
 
-import hashlib
 import json
 import random
 import shutil
@@ -21,6 +20,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.data_prep.writing import sha256
+from cfpo_verl.errors import UserError
+from cfpo_verl.files import FileError, reading, writing
 from cfpo_verl.rewards import compute_score
 
 END = "<|end|>"
@@ -35,6 +37,12 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+
+
+class WarmupError(UserError):
+    """The warm-up failed: the model learnt too little, or too much between two measurements."""
+
+    exit_status = 1
 
 
 @dataclass(frozen=True)
@@ -184,7 +192,7 @@ def warm_up(
         The model, its tokenizer, and all measurements as (step, accuracy).
 
     Raises:
-        RuntimeError: If the accuracy jumped over the window, or never reached it.
+        WarmupError: If the accuracy jumped over the window, or never reached it.
     """
     torch.manual_seed(config.seed)
     demonstrator = random.Random(config.seed)
@@ -215,36 +223,45 @@ def warm_up(
         measurements.append((step, accuracy))
         on_measurement(step, accuracy)
         if accuracy > config.accuracy_high:
-            raise RuntimeError(
+            raise WarmupError(
                 f"the accuracy jumped to {accuracy:.2f} at step {step}, above {config.accuracy_high}: "
                 "measure more often (evaluate_every) or learn more slowly (learning_rate)"
             )
         if accuracy >= config.accuracy_low:
             return model, tokenizer, measurements
-    raise RuntimeError(
-        f"the accuracy never reached {config.accuracy_low} in {config.max_steps} steps: {measurements[-5:]}"
+    raise WarmupError(
+        f"the accuracy never reached {config.accuracy_low} in {config.max_steps} steps; the last measurements (step, "
+        f"accuracy) are {measurements[-5:]}. Give data in which the answer is a number of a few digits, such as "
+        "cfpo-verl data prepare arithmetic writes"
     )
 
 
 def fingerprint(config: WarmupConfig, files: Sequence[Path]) -> dict[str, object]:
     """Return what decides a warmed-up model: its config and the content of its data files."""
-    return {"config": asdict(config), "sha256": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]}
+    return {"config": asdict(config), "sha256": [sha256(file) for file in files]}
 
 
 def is_current(out: Path, expected: dict[str, object]) -> bool:
     """Say whether `out` holds the finished model with this fingerprint."""
     record = out / "warmup.json"
-    return record.is_file() and json.loads(record.read_text()).get("fingerprint") == expected
+    if not record.is_file():
+        return False
+    try:
+        with reading(record):
+            found = json.loads(record.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise FileError(f"{record}: not JSON ({error}). Remove {out}, or choose another --out") from error
+    return isinstance(found, dict) and found.get("fingerprint") == expected
 
 
 def check_replaceable(out: Path) -> None:
     """Refuse a folder that this module did not write, since saving replaces it as a whole.
 
     Raises:
-        FileExistsError: If `out` is there, is not empty and holds no `warmup.json`.
+        FileError: If `out` is there, is not empty and holds no `warmup.json`.
     """
     if out.exists() and not (out / "warmup.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not a warmed-up model; it would be lost. Choose another --out")
+        raise FileError(f"{out} exists and is not a warmed-up model; it would be lost. Choose another --out")
 
 
 def save(
@@ -257,14 +274,16 @@ def save(
     """Write a Hugging Face folder with `warmup.json` in it, replacing an older one only once it is complete.
 
     Raises:
-        FileExistsError: If `out` is something else; see `check_replaceable`.
+        FileError: If `out` is something else (see `check_replaceable`), or the system refuses to write it.
     """
     check_replaceable(out)
     unfinished = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
     record = {"fingerprint": made_from, "measurements": measurements}
-    (unfinished / "warmup.json").write_text(json.dumps(record, indent=2) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    unfinished.rename(out)
+    with writing(out):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        (unfinished / "warmup.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(out, ignore_errors=True)
+        unfinished.rename(out)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from cfpo_verl.files import FileError
 from cfpo_verl.run_dir import RunDirError, next_attempt, package_versions, read_metrics, write_attempt
 
 
@@ -88,6 +89,15 @@ def test_a_torn_last_line_is_left_out(tmp_path):
 def test_a_broken_line_elsewhere_is_named(tmp_path):
     (tmp_path / "metrics.1.jsonl").write_text('{"step": 1, "data": {}}\nnonsense\n{"step": 3, "data": {}}\n')
     with pytest.raises(RunDirError, match=r"metrics.1.jsonl, line 2: not a metrics record"):
+        read_metrics(tmp_path)
+
+
+def test_what_the_system_refuses_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match=r"file.*: cannot be written"):
+        write_attempt(tmp_path / "file" / "run", 1, "seed: 0\n")
+    (tmp_path / "metrics.1.jsonl").mkdir()
+    with pytest.raises(FileError, match=r"metrics\.1\.jsonl: cannot be read \(Is a directory\)"):
         read_metrics(tmp_path)
 
 

@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
-from cfpo_verl import warmup
+from cfpo_verl import commands, warmup
 from cfpo_verl.data_prep.arithmetic import make_problems
 from cfpo_verl.data_prep.schema import Problem
+from cfpo_verl.files import FileError
 
 # One answer for every problem is learnt in a few steps: the machinery is under test, not arithmetic.
 EASY = [Problem(problem.question, "7") for problem in make_problems(operands=2, seed=0)]
@@ -47,7 +49,7 @@ def test_the_window_decides(monkeypatch):
 
     assert warm_up_measuring(0.19, 0.20) == [(2, 0.19), (4, 0.20)]
     assert warm_up_measuring(0.35) == [(2, 0.35)]
-    with pytest.raises(RuntimeError, match=r"jumped to 0\.36 at step 2, above 0\.35: measure more often"):
+    with pytest.raises(warmup.WarmupError, match=r"jumped to 0\.36 at step 2, above 0\.35: measure more often"):
         warm_up_measuring(0.36)
 
 
@@ -57,13 +59,38 @@ def test_a_folder_that_is_something_else_is_not_replaced(warmed, tmp_path):
     warmup.save(tmp_path / "precious", *warmed, {})  # and so may a model of ours
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"notes exists and is not a warmed-up model.*Choose another --out"):
+    with pytest.raises(FileError, match=r"notes exists and is not a warmed-up model.*Choose another --out"):
         warmup.save(tmp_path / "notes", *warmed, {})
     assert (tmp_path / "notes" / "notes.txt").read_text() == "mine"
 
 
+def test_an_output_that_cannot_be_written_is_named(warmed, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match=r"file.*: cannot be written"):
+        warmup.save(tmp_path / "file" / "m", *warmed, {})
+
+
+def test_a_broken_record_is_named(tmp_path):
+    (tmp_path / "warmup.json").write_text('{"fing')
+    with pytest.raises(FileError, match=r"warmup\.json: not JSON .* choose another --out"):
+        warmup.is_current(tmp_path, {})
+    (tmp_path / "warmup.json").write_text("[]")
+    assert not warmup.is_current(tmp_path, {})
+
+
+def test_the_command_ends_with_1_where_the_model_does_not_learn(tmp_path, monkeypatch, arithmetic_files):
+    monkeypatch.setattr(warmup, "WarmupConfig", lambda seed: replace(CONFIG, max_steps=2, accuracy_low=1.0, seed=seed))
+    train, held_out = map(str, arithmetic_files)
+    arguments = ["--train", train, "--held-out", held_out, "--out", str(tmp_path / "m")]
+    result = CliRunner().invoke(commands.warmup, arguments, prog_name="cfpo-verl warmup")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("cfpo-verl warmup: the accuracy never reached 1.0 in 2 steps")
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "m").exists()
+
+
 def test_not_learning_is_an_error():
-    with pytest.raises(RuntimeError, match=r"never reached 0\.2 in 4 steps"):
+    with pytest.raises(warmup.WarmupError, match=r"never reached 0\.2 in 4 steps"):
         warmup.warm_up(EASY[16:], EASY[:16], replace(CONFIG, max_steps=4, learning_rate=1e-9))
 
 
