@@ -1,13 +1,13 @@
-"""Time of decontamination and of deduplication beside their straightforward versions, in one run.
+"""Time decontamination and deduplication against straightforward versions, in one run.
 
     python -m benchmarks.data                                  # 220,000 rows to decontaminate, 1,800,000 to deduplicate
     python -m benchmarks.data --rows 20000 --gsm8k gsm8k_train.jsonl --out a.json
 
 The problems are generated stories about money of about 80 words, and the questions of a GSM8K file if one is given,
 repeated as often as needed, each time after another generated sentence. The straightforward version keeps the runs of
-words of the evaluation problems as tuples in a set and asks for each run of each row, in a loop over a pandas frame.
-It cuts texts into words as ours does, has no rule for instructions, of which these files have none, and holds all
-rows in memory at once.
+words of the evaluation problems as tuples in a set and looks up each run of each row, in a loop over a pandas frame.
+It splits texts into the same words, has no rule for instructions (these files have none), and keeps all rows in
+memory.
 
 Deduplication is `prepare` of DAPO-Math-17k: read, find repeated rows, extract, check, write. The straightforward
 version reads the same file into a pandas frame, takes problem and answer out of the nested columns, and drops
@@ -39,10 +39,10 @@ from cfpo_verl.data_prep.schema import SCHEMA, Problem, to_row
 from cfpo_verl.data_prep.text import words
 
 _BATCH_ROWS = 10000
-# One in so many rows of the training file is a copy of an evaluation problem.
+# One in this many rows of the training file is a copy of an evaluation problem.
 _COPY_EVERY = 100
 
-# Invented names keep stories from sharing many runs of eight words.
+# Random names, so that stories rarely share eight consecutive words.
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
 _DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 _SENTENCES = [
@@ -72,7 +72,7 @@ def story(generator: random.Random) -> str:
 
 
 def training_problems(rows: int, evaluation: list[str], real: list[str], seed: int) -> Iterator[str]:
-    """Yield problems: one in a hundred a copy of an evaluation problem, else a real one and a story in turns."""
+    """Yield problems: one in a hundred a copy of an evaluation problem, else alternately a real one and a story."""
     generator = random.Random(seed)
     for row in range(rows):
         if row % _COPY_EVERY == 0:
@@ -97,7 +97,7 @@ def write_problems(path: Path, problems: Iterator[str]) -> Path:
 
 
 def plain_decontaminate(train: Path, evaluation: Path, out: Path) -> int:
-    """Do the same as one would write it down; return the number of rows left out."""
+    """Decontaminate the straightforward way; return the number of rows left out."""
 
     def runs(row: Any) -> set[tuple[str, ...]]:
         found = words(row.prompt[-1]["content"])
@@ -111,9 +111,9 @@ def plain_decontaminate(train: Path, evaluation: Path, out: Path) -> int:
 
 
 def measure(rows: int, evaluation_rows: int, real: list[str]) -> list[dict[str, Any]]:
-    """Return one row per version and size, after checking that both versions leave out as many rows.
+    """Return one row per version and size, after checking that both versions leave out the same number of rows.
 
-    `time_ratio` is relative to ours for the same rows, `growth` to the same version for a tenth of the rows.
+    `time_ratio` is relative to cfpo_verl on the same rows, `growth` to the same version on a tenth of the rows.
     """
     generator = random.Random(0)
     evaluation_problems = [story(generator) for _ in range(evaluation_rows)]
@@ -171,7 +171,7 @@ def write_dapo(path: Path, rows: int, distinct: int) -> Path:
 
 
 def plain_deduplicate(path: Path) -> int:
-    """Do the same as one would write it down; return the number of rows left."""
+    """Deduplicate the straightforward way; return the number of rows left."""
     frame = pd.read_parquet(path, columns=["prompt", "reward_model"])
     frame["problem"] = [prompt[0]["content"] for prompt in frame["prompt"]]
     frame["answer"] = [reward_model["ground_truth"] for reward_model in frame["reward_model"]]
@@ -179,7 +179,7 @@ def plain_deduplicate(path: Path) -> int:
 
 
 def measure_deduplication(rows: int, distinct: int) -> list[dict[str, Any]]:
-    """Return one row per version and size; `growth` is relative to the same version for a tenth of the rows."""
+    """Return one row per version and size; `growth` is relative to the same version on a tenth of the rows."""
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -213,10 +213,10 @@ def result(version: str, rows: int, elapsed_s: float, removed: int) -> dict[str,
 def main() -> None:
     """Measure, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=220_000, help="of the training file (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=220_000, help="rows of the training file (default: %(default)s)")
     parser.add_argument("--evaluation-rows", type=int, default=8000, help="default: %(default)s")
-    parser.add_argument("--dapo-rows", type=int, default=1_800_000, help="of DAPO's shape (default: %(default)s)")
-    parser.add_argument("--gsm8k", type=Path, help="a GSM8K .jsonl file whose questions are mixed in")
+    parser.add_argument("--dapo-rows", type=int, default=1_800_000, help="rows to deduplicate (default: %(default)s)")
+    parser.add_argument("--gsm8k", type=Path, help="GSM8K .jsonl file whose questions are mixed in")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/data.json"), help="default: %(default)s")
     arguments = parser.parse_args()
     if min(arguments.rows, arguments.dapo_rows) < 1000:
@@ -225,8 +225,8 @@ def main() -> None:
     results = measure(arguments.rows, arguments.evaluation_rows, [json.loads(line)["question"] for line in lines])
     print_rows(results, f"decontamination against {arguments.evaluation_rows} problems")
     deduplication = measure_deduplication(arguments.dapo_rows, min(17_398, arguments.dapo_rows // 10))
-    print_rows(deduplication, "deduplication of rows in DAPO's shape")
-    # The resident size of this process at its highest, of both versions and both parts together.
+    print_rows(deduplication, "deduplication of rows in DAPO's columns")
+    # Of the whole process: both versions and both parts together.
     print(f"peak memory of all of this: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB")
     arguments.out.write_text(
         json.dumps(

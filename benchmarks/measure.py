@@ -1,4 +1,4 @@
-"""Time a command and find the peak of the memory it takes, on a machine that does nothing else.
+"""Time a command and measure its peak memory, on an otherwise idle machine.
 
     python benchmarks/measure.py -- make quickstart
 

@@ -1,4 +1,4 @@
-"""How benchmarks print what they found."""
+"""Print benchmark results as tables."""
 
 from typing import Any
 
@@ -13,5 +13,5 @@ def print_rows(rows: list[dict[str, Any]], title: str) -> None:
         table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    # Wide enough for every column, also where there is no terminal to ask for its width.
+    # Wide enough for every column where there is no terminal to ask for its width.
     Console(width=120).print(table)

@@ -1,4 +1,4 @@
-"""How sources state their problems and final answers. What is not there raises `Dropped` with the reason."""
+"""Read problems and final answers from the columns of a source. Where there is none, `Dropped` says why."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -24,10 +24,10 @@ def after_hashes(solution: Any) -> str:
 
 
 def in_last_box(solution: Any) -> str:
-    r"""Return what stands in the last balanced `\boxed{...}`.
+    r"""Return the content of the last balanced `\boxed{...}`.
 
     Raises:
-        Dropped: If there is none, or nothing in it.
+        Dropped: If there is none, or it is empty.
     """
     boxed = last_boxed(_text(solution))
     if boxed is None:
@@ -44,7 +44,7 @@ def _text(solution: Any) -> str:
 
 
 def stated(answer: Any) -> str:
-    """Return an answer that has a column of its own, without dollar signs around it.
+    """Return the answer from a column of its own, without enclosing dollar signs.
 
     A float that is a whole number, such as 27.0, is written as 27.
 
@@ -74,10 +74,10 @@ def number(answer: Any) -> str:
 
 
 def asked(problem: Any) -> str:
-    """Return the words of a problem.
+    """Return the text of a problem.
 
     Raises:
-        Dropped: If there are none.
+        Dropped: If it is empty.
     """
     if not isinstance(problem, str) or not problem.strip():
         raise Dropped("empty problem")
@@ -87,11 +87,11 @@ def asked(problem: Any) -> str:
 def columns(
     problem: str, answer: str, read_answer: Callable[[Any], str], source_id: str | None = None
 ) -> Callable[[Mapping[str, Any]], Problem]:
-    """Return the `to_problem` of a source whose problem and answer are in a column each.
+    """Return `to_problem` for a source with one column for the problem and one for the answer.
 
     Args:
         problem: Name of the column with the problem.
-        answer: Name of the column with the answer, or with the solution that it ends.
+        answer: Name of the column with the answer, or with a solution that ends in it.
         read_answer: One of the functions above.
         source_id: Name of the column with an id, which may be missing.
     """

@@ -1,4 +1,4 @@
-"""Generated sums, such as `3+4+5=` -> `12`: endless, seeded, verifiable, learnt by a tiny model in seconds."""
+"""Generated sums, such as `3+4+5=` -> `12`: seeded, verifiable, and learnt by a tiny model in seconds."""
 
 import itertools
 import random
@@ -33,7 +33,7 @@ def prepare(out: Path, operands: int, held_out: int, seed: int) -> list[Path]:
         out: Folder for the two files.
         operands: Number of one-digit terms in each sum.
         held_out: Number of problems in the test file.
-        seed: Decides the order, and so which problems are held out.
+        seed: Seed for the order, which decides which problems are held out.
 
     Returns:
         The two paths, train first.

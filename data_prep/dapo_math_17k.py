@@ -10,7 +10,7 @@ from cfpo_verl.data_prep.answers import asked, number
 from cfpo_verl.data_prep.schema import Problem
 from cfpo_verl.data_prep.source import Dropped, Source
 
-# What the file's prompts say around the problem.
+# Text before and after the problem in the file's prompts.
 BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of the form "
     "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"

@@ -1,6 +1,6 @@
-"""Training problems that share a run of words with an evaluation problem, and a training file without them.
+"""Remove training problems that share a run of words with an evaluation problem.
 
-The rule of n words in a row is the one of Brown et al., "Language Models are Few-Shot Learners" (2020), appendix C.
+The rule of n consecutive words is that of Brown et al., "Language Models are Few-Shot Learners" (2020), appendix C.
 """
 
 import json
@@ -22,7 +22,7 @@ from cfpo_verl.data_prep.writing import sha256
 from cfpo_verl.files import replacing, writing
 
 NGRAM_WORDS = 8
-# A run of words in more than this share of the different problems of a set, and in so many, is an instruction.
+# A run of words in more than this share of a set's distinct problems, and in at least this many, is an instruction.
 _COMMON_SHARE = 0.2
 _COMMON_PROBLEMS = 3
 _BATCH_ROWS = 8192
@@ -42,7 +42,7 @@ class Match:
     Args:
         evaluation: Number of the evaluation set.
         index: Number of the problem in it.
-        shared: The words that both have, with spaces between.
+        shared: The shared words, separated by spaces.
     """
 
     evaluation: int
@@ -51,7 +51,7 @@ class Match:
 
 
 class _Known:
-    """Known hashes, in order, and a table of the first bits of each: most others are told apart by it, and quickly."""
+    """Sorted hashes, with a table of their leading bits that rejects most other hashes quickly."""
 
     _BITS = np.uint64(22)
 
@@ -62,7 +62,7 @@ class _Known:
         self._begins[hashes >> (np.uint64(64) - self._BITS)] = True
 
     def find(self, hashes: _Hashes) -> tuple[_Positions, _Positions]:
-        """Return which of N hashes are known and the number each has: [N] -> [F], [F]."""
+        """Return which of N hashes are known, and their places in the sorted list: [N] -> [F], [F]."""
         maybe = np.flatnonzero(self._begins[hashes >> (np.uint64(64) - self._BITS)])
         places = np.minimum(np.searchsorted(self._hashes, hashes[maybe]), len(self._hashes) - 1)
         known = self._hashes[places] == hashes[maybe]
@@ -70,16 +70,16 @@ class _Known:
 
 
 class EvaluationIndex:
-    """Finds out which texts share n words in a row with a problem of some evaluation sets.
+    """Finds texts that share n consecutive words with a problem of some evaluation sets.
 
-    A run of n words in more than a fifth of the different problems of a set, and in three at least, is an instruction
-    or a template: no evidence, in whatever set. The words of such runs are left out on both sides, so that what stands
-    next to an instruction is no evidence either. A text without n words in a row that are its own is compared as a
-    whole: all its own words with all those of an evaluation problem that has no such run either. Texts without words
-    of their own match nothing.
+    A run of n words in more than a fifth of a set's distinct problems, and in at least three, is an instruction or a
+    template and does not count, in any set. Its words are removed on both sides, so that the words next to an
+    instruction do not count either. A text left without n consecutive words is compared as a whole: its remaining
+    words must be those of an evaluation problem that has no such run either. Texts without remaining words match
+    nothing.
 
-    Runs of words are kept as 64-bit hashes, 16 bytes for each. That any of a billion runs matches one of a million
-    others by chance has a probability of about 5e-5.
+    Runs of words are stored as 64-bit hashes, 16 bytes each. The probability that any of a billion runs matches one of
+    a million others by chance is about 5e-5.
     """
 
     def __init__(self, sets: Sequence[Sequence[str]], n: int = NGRAM_WORDS) -> None:
@@ -87,7 +87,7 @@ class EvaluationIndex:
 
         Args:
             sets: The problems of each evaluation set.
-            n: Number of words in a row.
+            n: Number of consecutive words.
 
         Raises:
             ValueError: If n is less than 1.
@@ -97,7 +97,7 @@ class EvaluationIndex:
         self._n = n
         words_of_sets = [[words(problem) for problem in problems] for problems in sets]
         vocabulary = {word for problems in words_of_sets for found in problems for word in found}
-        # Other words are number 0.
+        # Unknown words are number 0.
         self._numbers = {word: number for number, word in enumerate(sorted(vocabulary), start=1)}
         self._values = np.random.default_rng(_SEED).integers(2**64, size=len(vocabulary) + 1, dtype=np.uint64)
 
@@ -117,7 +117,7 @@ class EvaluationIndex:
     def first_matches(self, texts: Sequence[str]) -> list[Match | None]:
         """Return, for each text, the first words it shares with an evaluation problem, or None.
 
-        If several evaluation problems have these words, the first of them is named.
+        If several evaluation problems share these words, the first one is named.
         """
         words_of = [words(text) for text in texts]
         text_of, starts, hashes, own = self._own_runs(words_of)
@@ -157,7 +157,7 @@ class EvaluationIndex:
         return text_of, starts, hashes[starts]
 
     def _common_of(self, problems: Sequence[Sequence[str]]) -> _Hashes:
-        """Return the hashes of the runs that are no evidence since too many different problems have them."""
+        """Return the hashes of the runs that too many distinct problems have to be evidence."""
         different = sorted(set(map(tuple, problems)))
         text_of, starts, hashes = self._runs(different)
         order = np.lexsort((text_of[starts], hashes))
@@ -167,7 +167,7 @@ class EvaluationIndex:
         return runs[(counts >= _COMMON_PROBLEMS) & (counts > _COMMON_SHARE * len(different))]
 
     def _own_runs(self, texts: Sequence[Sequence[str]]) -> tuple[_Positions, _Positions, _Hashes, _Mask]:
-        """Return what `_runs` does, for runs without a word of a common run, and which words are in none [W]."""
+        """Return what `_runs` does, but for runs that overlap a common run, and the words outside of those [W]."""
         text_of, starts, hashes = self._runs(texts)
         common, _places = self._common.find(hashes)
         steps = np.zeros(len(text_of) + 1, dtype=np.int64)
@@ -182,7 +182,7 @@ class EvaluationIndex:
 def _without_runs(
     texts: Sequence[Sequence[str]], text_of: _Positions, starts: _Positions, own: _Mask
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield number and own words of the texts in which no run starts, except of those without own words."""
+    """Yield index and remaining words of the texts that have no run but have remaining words."""
     begins = np.searchsorted(text_of, np.arange(len(texts)))
     for text in np.setdiff1d(np.arange(len(texts)), text_of[starts]).tolist():
         begin = begins[text]
@@ -200,7 +200,7 @@ class Removed:
         text: The first 200 characters of its problem.
         evaluation_file: The file with the evaluation problem.
         evaluation_index: Number of the row in that file.
-        shared: The words that both have.
+        shared: The shared words.
     """
 
     index: int
@@ -212,12 +212,12 @@ class Removed:
 
 @dataclass(frozen=True)
 class Report:
-    """What decontamination did.
+    """The result of decontamination.
 
     Args:
         train: The training file.
         against: The evaluation files.
-        n: Number of words in a row that were evidence.
+        n: Number of consecutive shared words that counted as contamination.
         rows: Number of rows of the training file.
         removed: The rows left out, in order.
     """
@@ -233,7 +233,7 @@ def _problem_texts(batch: pa.RecordBatch, path: Path) -> list[str]:
     """Return `extra_info.problem` of each row, or where there is none the content of the prompt's last message.
 
     Raises:
-        DataError: If that is no text.
+        DataError: If that is not text.
     """
     names = batch.schema.names
     kind = batch.schema.field("extra_info").type if "extra_info" in names else None
@@ -248,14 +248,14 @@ def _problem_texts(batch: pa.RecordBatch, path: Path) -> list[str]:
         text = problem if problem is not None else prompt and prompt[-1] and prompt[-1]["content"]
         if not isinstance(text, str):
             raise DataError(
-                f"{path}: a prompt is null, empty or no text. See which with: cfpo-verl data validate {path}"
+                f"{path}: a prompt is null, empty or not text. See which with: cfpo-verl data validate {path}"
             )
         texts.append(text)
     return texts
 
 
 def read_problem_texts(path: Path) -> list[str]:
-    """Return the problem of each row of a parquet file in verl's schema, without instructions if it has them so.
+    """Return the problem of each row of a parquet file in verl's schema, without instructions if possible.
 
     Raises:
         DataError: If the file cannot be used.
@@ -272,20 +272,21 @@ def decontaminate(
     n: int = NGRAM_WORDS,
     on_progress: Callable[[int, int], None] = lambda _done, _rows: None,
 ) -> Report:
-    """Write the rows of a training file that share no n words in a row with a problem of the evaluation files.
+    """Write the rows of a training file that share no n consecutive words with a problem of the evaluation files.
 
-    What is evidence is said at `EvaluationIndex`. Columns, their types and the order of the rows stay. The report is
-    written beside the file, as `<stem>.contaminated.json`. Until both are complete, older ones stay as they are.
+    `EvaluationIndex` states the rule. Columns, their types and the order of the rows are kept. Beside the file,
+    `<stem>.contaminated.json` lists the removed rows, and `<stem>.manifest.json` the inputs. Older files are replaced
+    only when all three are complete.
 
     Args:
         train: A parquet file in verl's schema; it is read in batches.
         against: The evaluation files, parquet in verl's schema.
-        out: The file to write, `train` itself if it is to be replaced; its folder is made.
-        n: Number of words in a row.
-        on_progress: Called after each batch with the number of rows done and of all rows.
+        out: The file to write, which may be `train` itself. Its folder is made.
+        n: Number of consecutive words.
+        on_progress: Called after each batch with the number of rows done and the total.
 
     Returns:
-        What was left out.
+        The rows that were left out.
 
     Raises:
         DataError: If n is less than 1, a file cannot be used, `out` is an evaluation file, or no row is left.

@@ -1,4 +1,4 @@
-"""From rows of a source to problems with everything that decides whether they are kept, here or on a Ray cluster."""
+"""Turn the rows of a source into problems, on this machine or on a Ray cluster."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from cfpo_verl.rewards.answers import canonical_answer
 
 @dataclass(frozen=True)
 class Extracted:
-    """What a row gives.
+    """The result of reading one row.
 
     Args:
         reason: Why the row is left out, or "".
-        problem: The problem, if it is not.
-        key: Stands for the normalised problem.
-        answer: The answer, the same for answers that the reward takes for the same.
+        problem: The problem, if the row is kept.
+        key: Fingerprint of the normalised problem.
+        answer: Canonical form of the answer, the same for answers that the reward considers equal.
     """
 
     reason: str
@@ -45,13 +45,13 @@ def extract(row: Mapping[str, Any], source: Source) -> Extracted:
 
 
 def extract_here(batches: Iterable[pa.RecordBatch], source: Source) -> Iterator[tuple[list[Extracted], int]]:
-    """Yield, for each batch, what its new rows give, and how many repeat an earlier row."""
+    """Yield, for each batch, what its new rows contain, and the number of rows that repeat an earlier one."""
     for rows, repeated in distinct(batches, source.columns):
         yield [extract(row, source) for row in rows], repeated
 
 
 def extract_with_ray(origin: str, source: Source) -> Iterator[tuple[list[Extracted], int]]:
-    """Do what `extract_here` does, reading and extracting on all machines of a Ray cluster, in the same order.
+    """Do the same as `extract_here` on all machines of a Ray cluster, in the same order.
 
     Connects to the cluster of RAY_ADDRESS, or starts Ray on this machine.
 
@@ -60,7 +60,7 @@ def extract_with_ray(origin: str, source: Source) -> Iterator[tuple[list[Extract
         source: The data set.
 
     Raises:
-        DataError: If it is something else, or cannot be read, or there is no cluster.
+        DataError: If the origin is something else or cannot be read, or the cluster cannot be reached.
     """
     import ray
     import ray.data
@@ -75,7 +75,7 @@ def extract_with_ray(origin: str, source: Source) -> Iterator[tuple[list[Extract
             ray.init(include_dashboard=False, log_to_driver=False)
         except ConnectionError as error:
             raise DataError(
-                f"the engine ray finds no cluster ({first_line(error)}). Start Ray, or unset RAY_ADDRESS"
+                f"the engine ray cannot reach a cluster ({first_line(error)}). Start Ray, or unset RAY_ADDRESS"
             ) from error
     try:
         context = ray.data.DataContext.get_current()
@@ -101,7 +101,7 @@ def extract_with_ray(origin: str, source: Source) -> Iterator[tuple[list[Extract
 
 
 def _extract_table(table: pa.Table, source: Source) -> pa.Table:
-    """Return hashes and contents of every row as flat columns, which is what Ray moves between machines."""
+    """Return hashes and contents of every row as flat columns, for the way between machines."""
     wanted = [*source.columns, *(name for name in source.optional_columns if name in table.column_names)]
     batches = table.select(wanted).combine_chunks().to_batches()
     batch = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.select(wanted).schema)

@@ -1,6 +1,6 @@
-"""Generated sums with worked examples before them, as plain text that a pretrained model goes on writing.
+"""Generated sums with worked examples before them, as plain text for a pretrained model to continue.
 
-A prompt is `12 + 7 = 19` and three more such lines, then `30 + 4 =`; the answer is what the next line says.
+A prompt is `12 + 7 = 19` and three more such lines, then `30 + 4 =`; the answer completes the last line.
 """
 
 import random
@@ -13,13 +13,13 @@ DATA_SOURCE = "few_shot_sums"
 
 
 def make_problems(count: int, largest: int, shots: int, seed: int) -> list[Problem]:
-    """Return `count` problems with distinct last sums, in an order drawn from `seed`.
+    """Return `count` problems with distinct final sums, in an order drawn from `seed`.
 
     Args:
         count: Number of problems.
-        largest: The terms are drawn from 1 to this.
-        shots: Worked examples before each sum; none of them is the sum that is asked for.
-        seed: Decides everything.
+        largest: Largest term; both terms are drawn from 1 to this.
+        shots: Worked examples before each sum; the sum itself is never among them.
+        seed: Seed for the problems and the worked examples.
 
     Raises:
         DataError: If `shots` is out of range.

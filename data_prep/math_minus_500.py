@@ -1,4 +1,4 @@
-"""The test half of MATH without the problems of MATH-500: what is left to train on of it."""
+"""The test half of MATH without the problems of MATH-500, for training."""
 
 from dataclasses import replace
 

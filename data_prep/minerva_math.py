@@ -1,4 +1,4 @@
-"""Minerva MATH: 272 undergraduate problems of the sciences, the answer boxed in the solution."""
+"""Minerva MATH: 272 undergraduate science problems, the answer boxed in the solution."""
 
 from cfpo_verl.data_prep.answers import columns, in_last_box
 from cfpo_verl.data_prep.source import Source

@@ -1,4 +1,4 @@
-"""One training file of several, in stated shares."""
+"""Mix several training files in given proportions."""
 
 import random
 from collections.abc import Sequence
@@ -47,9 +47,9 @@ class Part:
 
 
 def shares(sizes: Sequence[int], weights: Sequence[float], rows: int | None) -> list[int]:
-    """Return how many rows to take of each part.
+    """Return the number of rows to take from each part.
 
-    Without `rows` as many as possible, so that one part is used up. Rounding leaves the total as it is asked for.
+    Without `rows`, as many as possible: one part is used up. Rounding keeps the requested total.
 
     Raises:
         DataError: If a part has fewer rows than its share.
@@ -59,25 +59,27 @@ def shares(sizes: Sequence[int], weights: Sequence[float], rows: int | None) -> 
         rows = int(min(size * total / weight for size, weight in zip(sizes, weights, strict=True)) + 1e-9)
     exact = [rows * weight / total for weight in weights]
     taken = [int(share + 1e-9) for share in exact]
-    # The largest remainders get what rounding down has left over.
+    # Rows lost by rounding down go to the largest remainders.
     for place in sorted(range(len(taken)), key=lambda place: taken[place] - exact[place])[: rows - sum(taken)]:
         taken[place] += 1
     for place, (size, count) in enumerate(zip(sizes, taken, strict=True)):
         if count > size:
-            raise DataError(f"part {place + 1} has {size} rows, its share of {rows} is {count}. Ask for fewer rows")
+            raise DataError(f"part {place + 1} has {size} rows, but its share of {rows} is {count}. Ask for fewer rows")
         if count < 1:
-            raise DataError(f"the share of part {place + 1} in {rows} rows is none. Ask for more rows, or leave it out")
+            raise DataError(
+                f"the share of part {place + 1} in {rows} rows rounds to 0. Ask for more rows, or leave it out"
+            )
     return taken
 
 
 def mix(parts: Sequence[Part], out: Path, rows: int | None, seed: int) -> dict[str, int]:
-    """Draw rows of each part without repetition, shuffle them, and write them with a manifest beside.
+    """Draw rows from each part without repetition, shuffle them, and write them with a manifest.
 
     Args:
         parts: Files and weights.
         out: The parquet file to write.
-        rows: How many in all; None for as many as the shares allow.
-        seed: Decides which rows, and their order.
+        rows: Total number of rows; None for as many as the weights allow.
+        seed: Seed for which rows are drawn and their order.
 
     Returns:
         {file: number of its rows}.
@@ -117,7 +119,7 @@ def _read(path: Path) -> pa.Table:
     way_out = f"See what is wrong with: cfpo-verl data validate {path}"
     try:
         return pq.read_table(path, columns=SCHEMA.names).cast(SCHEMA)
-    except (pa.ArrowException, ValueError) as error:  # pyarrow has a plain ValueError for a null in a column
+    except (pa.ArrowException, ValueError) as error:  # pyarrow raises a plain ValueError for a null in a column
         raise DataError(f"{path}: is not in this project's schema ({first_line(error)[:80]}). {way_out}") from error
     except OSError as error:
         raise DataError(f"{path}: not a whole parquet file ({first_line(error)[:80]}). {way_out}") from error

@@ -1,7 +1,7 @@
 """Near duplicates among many problems, by MinHash and locality-sensitive hashing. Strings in, pairs out.
 
 MinHash: Broder, "On the resemblance and containment of documents" (1997). Banding: Leskovec, Rajaraman, Ullman,
-"Mining of Massive Datasets", chapter 3.4. Both only propose pairs; every pair returned was compared word for word.
+"Mining of Massive Datasets", chapter 3.4. Both only propose pairs; every returned pair has been compared word for word.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from cfpo_verl.data_prep.text import normalise, quantities, words
 _GRAM_WORDS = 3
 _PERMUTATIONS = 128
 _SEED = 0
-# The most that banding may miss of the pairs whose similarity is just the threshold.
+# Largest share of the pairs exactly at the threshold that banding may miss.
 _MISSED = 1e-3
 _CHUNK = 1000
 
 
 def word_grams(text: str) -> frozenset[str]:
-    """Return all runs of three words of a text; of a shorter text its words as one; nothing of one without words.
+    """Return all runs of three words of a text; a shorter text is one run, a text without words has none.
 
     Example:
         >>> sorted(word_grams("How many apples are left?"))
@@ -61,22 +61,21 @@ def find_near_duplicates(
 ) -> list[tuple[int, int, float]]:
     """Find the texts that nearly repeat an earlier one.
 
-    A text is dropped if the runs of three words it shares with an earlier kept text are at least `threshold` of those
-    that either has, and if both have the same numbers and signs of arithmetic in the same order: problems made from one
-    template are not duplicates of each other. Templates whose problems differ in a word, such as "find tan A" and
-    "find cos A", show only in the answers: give them where there are some. The same texts always give the same pairs.
+    A text is dropped if the Jaccard similarity of its three-word runs and those of an earlier kept text is at least
+    `threshold`, and if both have the same numbers and arithmetic signs in the same order: problems made from one
+    template are not duplicates of each other. Problems of one template that differ in a word, such as "find tan A" and
+    "find cos A", are told apart only by their answers: give these where they are known. The result is deterministic.
 
     Args:
         texts: The problems, without instructions.
         threshold: The smallest similarity of a near duplicate, above 0 and at most 1.
         answers: The gold answer of each text; texts whose normalised answers differ are never near duplicates.
-        on_progress: Called now and then with the number of texts done.
+        on_progress: Called after each chunk with the number of texts done.
 
     Returns:
-        Index of the text kept, of the one dropped, and their Jaccard similarity, in the order of the texts dropped.
-        Of several earlier texts the most similar one, of equally similar ones the first. A text dropped is never one
-        kept. Banding proposes a pair of just the threshold with a probability of at least 0.999, a more similar one
-        with a higher one.
+        (index of the kept text, index of the dropped text, Jaccard similarity), ordered by the dropped text. The kept
+        text is the most similar earlier one, in a tie the first of them, and is never dropped itself. Banding proposes
+        a pair exactly at the threshold with a probability of at least 0.999, and more similar pairs with a higher one.
 
     Raises:
         ValueError: If the threshold is out of range, or there is not one answer for each text.

@@ -1,6 +1,6 @@
-"""NuminaMath-CoT: 860,000 problems of school and competitions, the answer boxed in the solution if anywhere.
+"""NuminaMath-CoT: 860,000 school and competition problems; the final answer, if any, is boxed in the solution.
 
-Its column `source` says where a problem is from; verl has names for six of these.
+Its column `source` says where a problem is from; verl has names for six of these sources.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,6 @@
 """OlympiadBench: olympiad problems in English, text only; answers are lists, some with units.
 
-Several answers stand in one text, with commas between them. Left out, and counted: answers in words, and answers that
-are only right within an error.
+Several answers are joined with commas. Answers in words and answers with an error tolerance are left out and counted.
 """
 
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ def to_problem(row: Mapping[str, Any]) -> Problem:
     if not isinstance(row["final_answer"], list) or not row["final_answer"]:
         raise Dropped("no answer")
     if row["error"]:
-        raise Dropped("answer within an error")
+        raise Dropped("answer with an error tolerance")
     answer = stated(", ".join(map(str, row["final_answer"])))
     if has_words(answer):
         raise Dropped("answer in words")

@@ -1,4 +1,4 @@
-"""The way from a public data set to verl's rows: read, extract, deduplicate, write, account for every row."""
+"""Prepare a public data set: read, extract, deduplicate, write verl's rows, and account for every row."""
 
 import itertools
 import os
@@ -25,13 +25,13 @@ from cfpo_verl.data_prep.writing import put_in_place, renumber, sha256, write_ta
 from cfpo_verl.files import writing
 from cfpo_verl.rewards.answers import canonical_answer
 
-# Of the runs of three words; what it finds in real data is in docs/data.md.
+# Jaccard similarity of three-word runs; docs/data.md says what it finds in real data.
 NEAR_DUPLICATES = 0.7
 
 
 @dataclass
 class Account:
-    """Where the rows of a source went.
+    """Number of rows read, written and left out.
 
     Args:
         rows_in: Rows read.
@@ -46,19 +46,19 @@ class Account:
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose when a source is prepared.
+    """Options of `prepare`.
 
     Args:
-        split: Name of the split; on the hub, in the rows and of the file.
-        limit: Keep only so many rows.
-        seed: Order of the rows; None for that of the source.
+        split: Name of the split on the hub, in the rows and of the output file.
+        limit: Write at most this many rows.
+        seed: Shuffle the rows with this seed; None keeps the order of the source.
         prompt_template: Key of `TEMPLATES`, or a text with `{problem}` in it; None for the source's own.
         tokenizer: Folder or hub id of the tokenizer that counts prompt tokens.
         max_prompt_tokens: Drop longer prompts, chat template included.
-        exclude: File or hub id of the problems to leave out; None for what the source says.
-        near_duplicates: Leave out problems that share at least this share of their word triples, and all quantities
-            and the answer, with an earlier one; 0 to keep them; None for `NEAR_DUPLICATES` in training data and 0 in
-            evaluation data, which must stay whole.
+        exclude: File or hub id of the problems to leave out; None for the source's default.
+        near_duplicates: Leave out problems that share at least this fraction of their word triples, and all quantities
+            and the answer, with an earlier one; 0 keeps them; None for `NEAR_DUPLICATES` in training data and 0 in
+            evaluation data, which must stay complete.
     """
 
     split: str = "train"
@@ -81,26 +81,26 @@ def prepare(
 ) -> tuple[Path, Account]:
     """Write `<split>.parquet` and `<split>.manifest.json`; the same input and options give the same bytes.
 
-    Rows are read in batches. In memory stay some hundred bytes per different problem and, for a shuffle or the search
-    for near duplicates, the rows that are kept.
+    Rows are read in batches. Memory holds a few hundred bytes per distinct problem and, for a shuffle or the search for
+    near duplicates, all rows that are kept.
 
     Args:
         source: The data set.
         out: Folder for the two files.
         origin: A local `.jsonl`, `.json` or `.parquet` file, or a hub id; None for the source's own.
-        options: See there.
+        options: See `Options`.
         on_progress: Called with the number of rows read so far.
         engine: "local", or "ray" to read and extract on all machines of a Ray cluster; the output is the same.
 
     Returns:
-        The path of the parquet file, and where the rows went.
+        The path of the parquet file, and the number of rows read, written and left out.
 
     Raises:
         DataError: If an option does not fit, something cannot be read, or no row is left.
         FileError: If the system refuses to write the files.
     """
     if not options.split or Path(options.split).name != options.split:
-        raise DataError(f"split is the name of a file, without folders, got {options.split!r}")
+        raise DataError(f"split must be a file name without folders, got {options.split!r}")
     if options.limit is not None and options.limit < 1:
         raise DataError(f"limit must be at least 1, got {options.limit}")
     threshold = options.near_duplicates
@@ -123,19 +123,19 @@ def prepare(
         batches = extract_here(read_batches(source, origin, options.split), source)
     else:
         raise DataError(f"engine must be local or ray, got {engine!r}")
-    # The first one is read before the folder is made: most of what can be wrong with the input shows there.
+    # Read the first batch before making the folder: most faults of the input show there.
     batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with writing(out), tempfile.TemporaryDirectory(dir=out, prefix=f".{options.split}.") as folder:
-        # First everything, since a later row may contradict an earlier one; then what none contradicts.
+        # All rows go to a spool first, since a later row may contradict an earlier one.
         spool = Path(folder) / "spool.parquet"
         problems = _usable(batches, excluded, account, conflicting, on_progress)
         rows = (row for row in _rows(problems, source, options.split, template) if not too_long(row, account))
         write_tables(spool, _tables(rows))
         similar = _near_duplicates(spool, conflicting, threshold)
         selected = _select(spool, conflicting, similar, options, account)
-        # None of it is written yet: the first rows tell whether there are any.
+        # Nothing is written unless there is at least one row.
         first = list(itertools.islice(selected, 1))
         if not first:
             reasons = ", ".join(f"{count} {reason}" for reason, count in account.dropped.most_common() if count)
@@ -152,18 +152,18 @@ def _usable(
     conflicting: set[str],
     on_progress: Callable[[int], None],
 ) -> Iterator[Problem]:
-    """Yield each problem with a usable answer once; count the others, and collect those with different answers."""
+    """Yield each problem with a usable answer once, count the others, and collect the keys of contradicted problems."""
     answers: dict[str, str] = {}
     for rows, repeated in batches:
         account.rows_in += len(rows) + repeated
-        account.dropped.update({"the same row again": repeated} if repeated else {})
+        account.dropped.update({"repeated row": repeated} if repeated else {})
         for row in rows:
             if row.key in excluded:
                 account.dropped["excluded"] += 1
             elif row.reason:
                 account.dropped[row.reason] += 1
             elif row.key in answers:
-                account.dropped["the same problem again"] += 1
+                account.dropped["repeated problem"] += 1
                 if answers[row.key] != row.answer:
                     conflicting.add(row.key)
             else:
@@ -218,16 +218,14 @@ def _tables(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
 def _select(
     spool: Path, conflicting: set[str], similar: set[str], options: Options, account: Account
 ) -> Iterator[pa.Table]:
-    """Yield the rows of the spool that are neither, in the order and number asked for, numbered anew."""
+    """Yield the spooled rows that are neither contradicted nor near duplicates, ordered, limited and renumbered."""
     written = 0
     for table in _in_order(spool, options.seed):
         if conflicting or similar:
             keys = _problem_keys(table)
             contradicted = [key in conflicting for key in keys]
             repeated = [key in similar for key in keys]
-            account.dropped += Counter(
-                {"answers to one problem contradict each other": sum(contradicted), "a near duplicate": sum(repeated)}
-            )
+            account.dropped += Counter({"contradictory answers": sum(contradicted), "near duplicate": sum(repeated)})
             table = table.filter(pa.array([not (a or b) for a, b in zip(contradicted, repeated, strict=True)]))  # noqa: PLW2901
         if options.limit is not None and written + len(table) > options.limit:
             account.dropped["beyond the limit"] += written + len(table) - options.limit
@@ -259,7 +257,7 @@ def _problem_keys(table: pa.Table) -> list[str]:
 
 
 def _near_duplicates(spool: Path, conflicting: set[str], threshold: float) -> set[str]:
-    """Return the keys of the problems that nearly repeat an earlier one which is not contradicted."""
+    """Return the keys of the problems that nearly repeat an earlier uncontradicted one."""
     if not threshold:
         return set()
     table = pq.read_table(spool, columns=["extra_info", "reward_model"])
@@ -273,7 +271,7 @@ def _near_duplicates(spool: Path, conflicting: set[str], threshold: float) -> se
 
 
 def _name_of(value: Any) -> Any:
-    """Return a file's name instead of its path, so that the same files give the same manifest anywhere."""
+    """Return a file's name instead of its path, so that the same files give the same manifest in any folder."""
     return Path(value).name if isinstance(value, str) and os.path.exists(value) else value
 
 

@@ -1,4 +1,4 @@
-"""From files and the hub to record batches, and of these each different row once."""
+"""Read record batches from files and the hub, and drop repeated rows."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def _to_batch(path: Path, rows: list[Mapping[str, Any]]) -> pa.RecordBatch:
     try:
         return pa.RecordBatch.from_pylist(rows)
     except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-        raise DataError(f"{path}: a column holds values of different types, or one of none ({error})") from error
+        raise DataError(f"{path}: a column has values of different or unsupported types ({error})") from error
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -76,7 +76,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             if path.suffix == ".json":
                 content = json.load(file)
                 if not isinstance(content, list):
-                    raise DataError(f"{path}: must hold a list of rows, holds a {type(content).__name__}")
+                    raise DataError(f"{path}: must be a list of rows, is a {type(content).__name__}")
                 yield from ((f"row {number}", row) for number, row in enumerate(content, start=1))
                 return
             # By line feed only: str.splitlines would also cut at separators that JSON allows inside a string.
@@ -118,7 +118,7 @@ def _hub_batches(source: Source, hub_id: str, split: str) -> Iterator[pa.RecordB
 
 
 def distinct(batches: Iterable[pa.RecordBatch], columns: Sequence[str]) -> Iterator[tuple[list[dict[str, Any]], int]]:
-    """Yield the rows of each batch that no earlier row equals in some columns, and how many were left out.
+    """Yield each batch's rows that differ from all earlier rows in some column, and the number of the others.
 
     Rows are compared by 128-bit hashes, computed column by column, so repeated rows never become Python objects.
     """
@@ -148,7 +148,7 @@ def row_hashes(batch: pa.RecordBatch) -> list[list[int]]:
 
 
 def _hash_column(column: pa.Array, key: str) -> np.ndarray:
-    """Hash each value by what it is, whatever the other rows are. Structs and lists by what is in them, in order."""
+    """Hash each value independently of the other rows, structs and lists by their contents in order."""
     kind, is_null = column.type, column.is_null().to_numpy(zero_copy_only=False).astype(np.uint64)
     if pa.types.is_struct(kind):
         total = is_null

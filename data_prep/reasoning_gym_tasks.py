@@ -15,7 +15,7 @@ def make_problems(task: str, count: int, seed: int) -> list[Problem]:
     """Return `count` different problems of a task, in an order drawn from `seed`.
 
     Raises:
-        DataError: If the package is missing, does not know the task, or has not so many different problems.
+        DataError: If the package is missing, does not know the task, or gives too few distinct problems.
     """
     try:
         import reasoning_gym
@@ -24,7 +24,7 @@ def make_problems(task: str, count: int, seed: int) -> list[Problem]:
     if count < 1:
         raise DataError(f"count must be at least 1, got {count}")
     try:
-        # Some tasks repeat themselves; of twice as many, enough are different or there are not so many.
+        # Some tasks repeat problems: twice as many usually contain enough distinct ones.
         entries = reasoning_gym.create_dataset(task, size=2 * count, seed=seed)
     except ValueError as error:
         raise DataError(f"task {task!r}: {error}. The tasks are listed in reasoning_gym.factory.DATASETS") from error
@@ -35,7 +35,7 @@ def make_problems(task: str, count: int, seed: int) -> list[Problem]:
             found.setdefault(problem.question, problem)
         if len(found) == count:
             return list(found.values())
-    raise DataError(f"task {task!r} gave only {len(found)} different problems of {count}. Ask for fewer")
+    raise DataError(f"task {task!r} gave only {len(found)} distinct problems, {count} are needed. Ask for fewer")
 
 
 def prepare(out: Path, task: str, count: int, held_out: int, seed: int) -> list[Path]:

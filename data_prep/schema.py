@@ -1,4 +1,4 @@
-"""The parquet rows that verl trains on, written once and checked on writing and reading."""
+"""Schema of the parquet rows that verl trains on, checked on writing and reading."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _COLUMNS = {
         source_id=pa.string(),
         # The problem as the source has it, without instructions.
         problem=pa.string(),
-        # Stands for normalised problem and answer, whatever the file, the order or the instructions.
+        # Fingerprint of normalised problem and answer, independent of file, order and instructions.
         uid=pa.string(),
     ),
 }
@@ -45,10 +45,10 @@ class Problem:
     """One problem with its verifiable answer, before it becomes a row.
 
     Args:
-        question: What is asked.
+        question: Text of the problem.
         answer: The gold answer.
         source_id: Id of the problem in its source, if it has one.
-        data_source: Name for this problem alone, where a source has several; a key of
+        data_source: Data source of this problem, where it differs from that of the whole source; a key of
             `cfpo_verl.data_sources.DATA_SOURCES`.
     """
 
@@ -64,12 +64,12 @@ def to_row(
     """Return one row in verl's schema.
 
     Args:
-        problem: What is asked, and the answer.
+        problem: The problem with its answer.
         data_source: A key of `cfpo_verl.data_sources.DATA_SOURCES`.
         ability: verl's name for the kind of task.
         split: Name of the split.
         index: Number of the row in its file.
-        prompt: What the user says to the model; None for the question alone.
+        prompt: Text of the user message; None for the question alone.
     """
     return {
         "data_source": data_source,
@@ -90,11 +90,11 @@ def cast(table: pa.Table, name: object) -> pa.Table:
     """Return a table with the types of `SCHEMA`.
 
     Raises:
-        DataError: If a value does not fit; `name` says where it is from.
+        DataError: If a value does not fit; the message begins with `name`.
     """
     try:
         return table.cast(SCHEMA)
-    except (pa.ArrowException, ValueError) as error:  # pyarrow has a plain ValueError for a null in a column
+    except (pa.ArrowException, ValueError) as error:  # pyarrow raises a plain ValueError for a null in a column
         raise DataError(f"{name}: a row does not fit the schema: {error}") from error
 
 
@@ -172,7 +172,7 @@ def read_problems(path: Path) -> list[Problem]:
     """Read the last message and the gold answer of every row of a parquet file in verl's schema.
 
     Raises:
-        DataError: If the file cannot be read, or a row has no text where one belongs.
+        DataError: If the file cannot be read, or a prompt or ground truth is not text.
     """
     check_file(path)
     columns = ["prompt", "reward_model"]
@@ -185,6 +185,6 @@ def _read_problem(path: Path, number: int, row: dict[str, Any]) -> Problem:
         case {"prompt": [*_, {"content": str(question)}], "reward_model": {"ground_truth": str(answer)}}:
             return Problem(question, answer)
     raise DataError(
-        f"{path}, row {number}: the prompt or the ground truth is no text. "
+        f"{path}, row {number}: the prompt or the ground truth is not text. "
         f"See what is wrong with: cfpo-verl data validate {path}"
     )

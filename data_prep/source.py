@@ -1,4 +1,4 @@
-"""What a public data set is, and how its problems become prompts."""
+"""Description of a public data set, and the templates of its prompts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,19 +22,19 @@ class Source:
     """A public data set.
 
     Args:
-        name: What the command line calls it.
+        name: Name on the command line.
         data_source: Its name in the rows; a key of `cfpo_verl.data_sources.DATA_SOURCES`.
         hub_id: Id on the Hugging Face hub.
         licence: Licence as the owner states it.
-        columns: The columns that `to_problem` reads. Rows that agree in all of them are the same row.
-        to_problem: Makes a problem of a row, or raises `Dropped`. Only sees the columns above and the optional ones.
+        columns: The columns that `to_problem` reads. Rows that are equal in all of them are repeated rows.
+        to_problem: Turns a row into a problem, or raises `Dropped`. Gets only `columns` and `optional_columns`.
         splits: Names of the splits on the hub.
         hub_config: Name of the configuration on the hub.
         revision: Git revision on the hub. main unless a fixed one was checked.
-        evaluation_only: Whether training on it would spoil a benchmark.
-        template: Key of `TEMPLATES` for its prompts unless another one is asked for.
+        evaluation_only: Whether it is a benchmark, which must not be trained on.
+        template: Default template of the prompts, a key of `TEMPLATES`.
         excludes: A data set whose problems are left out.
-        optional_columns: Columns that `to_problem` reads where they exist: ids and the like, which make no other row.
+        optional_columns: Columns that `to_problem` reads where they exist, such as ids; they do not distinguish rows.
     """
 
     name: str
@@ -56,14 +56,15 @@ def template_text(template: str) -> str:
     """Return the text of a named template, or the given text.
 
     Raises:
-        DataError: If it is no name and has no `{problem}`, or cannot be formatted.
+        DataError: If it is neither a known name nor a format string with `{problem}`.
     """
     text = TEMPLATES.get(template, template)
     try:
         formatted = text.format(problem="\0")
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise DataError(
-            f"prompt template {template!r} cannot be filled in ({error!r}): braces other than {{problem}} are doubled"
+            f"prompt template {template!r} cannot be filled in ({error!r}). "
+            "Double all braces other than those of {problem}"
         ) from error
     if "\0" not in formatted:
         raise DataError(

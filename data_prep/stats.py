@@ -1,4 +1,4 @@
-"""What a parquet file holds: numbers for a table, and a picture of lengths."""
+"""Statistics of a parquet file, and a plot of its lengths."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ def collect(path: Path, count_tokens: Callable[[Sequence[dict[str, str]]], int] 
     """Return {data source: stats} of a file, read in batches.
 
     Raises:
-        DataError: If verl could not read the file, or a row has no text where one belongs.
+        DataError: If verl could not read the file, or a value is not text.
     """
     check_file(path)
     found: dict[str, Stats] = {}
@@ -44,7 +44,7 @@ def collect(path: Path, count_tokens: Callable[[Sequence[dict[str, str]]], int] 
         source, gold = row["data_source"], row["reward_model"] and row["reward_model"]["ground_truth"]
         if holds_null(row) or not all(isinstance(text, str) for text in (source, gold, *_contents(row))):
             raise DataError(
-                f"{path}, row {number}: holds nulls, or other values than texts. "
+                f"{path}, row {number}: has a null, or a value that is not text. "
                 f"See which with: cfpo-verl data validate {path}"
             )
         stats = found.setdefault(source, Stats())
@@ -61,7 +61,7 @@ def _contents(row: Mapping[str, Any]) -> list[Any]:
 
 
 def quantile(counts: Counter[int], share: float) -> int:
-    """Return the smallest length that at least this share of the rows does not exceed.
+    """Return the smallest length that is not exceeded in at least this share of the rows.
 
     Example:
         >>> quantile(Counter({10: 3, 20: 1}), 0.5), quantile(Counter({10: 3, 20: 1}), 1.0)
@@ -80,7 +80,7 @@ def draw(found: dict[str, Stats], unit: str, path: Path) -> None:
 
     Args:
         found: {data source: stats}.
-        unit: Of the prompt lengths, "tokens" or "characters".
+        unit: Unit of the prompt lengths, "tokens" or "characters".
         path: The file to write.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The forms in which problems are compared. Strings in, strings out."""
+"""Normal forms in which problems are compared. Strings in, strings out."""
 
 import hashlib
 import re
@@ -6,11 +6,11 @@ import unicodedata
 
 # A number with thousands separators as English and LaTeX write them: 1,000  1{,}000  1,\!000.
 _GROUPED = re.compile(r"(?<![\d.])\d+(?:(?:,|\{,\}|,\\!)\d{3}(?!\d))+")
-# Found fast, unlike the above, and rare.
+# A fast check that spares most texts the slow expression above.
 _MAYBE_GROUPED = re.compile(r",(?:\}|\\!)?\d{3}")
 _NUMBER = r"\d+(?:\.\d+)?"
 _WORD = re.compile(rf"\\[a-z]+|{_NUMBER}|[^\W\d_]+")
-# Commands that change how a formula looks and not what it says.
+# Commands that change the layout of a formula and not its meaning.
 _LAYOUT_NAMES = (
     "quad qquad left right big bigg displaystyle textstyle limits nolimits text textbf textit emph mbox hbox "
     "mathrm mathbf mathit operatorname hspace vspace hfill noindent boldsymbol"
@@ -18,7 +18,7 @@ _LAYOUT_NAMES = (
 _LAYOUT = frozenset("\\" + name for name in _LAYOUT_NAMES.split())
 _SAME = {"\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\leq": "\\le", "\\geq": "\\ge", "\\neq": "\\ne"}
 
-# A minus sign that touches no word of two letters: the one of x-y and of -3, not the hyphen of two-digit.
+# A minus sign is next to no word of two or more letters: as in x-y and -3, unlike the hyphen in two-digit.
 _QUANTITY = re.compile(rf"{_NUMBER}|[^\W\d_]+|[+*/<>=×÷]|(?<![^\W\d_]{{2}})[-−](?![^\W\d_]{{2}})")  # noqa: RUF001
 _UP_TO_TWENTY = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -43,7 +43,7 @@ def normalise(text: str) -> str:
 
 
 def fingerprint(*texts: str) -> str:
-    """Return 32 hexadecimal digits that stand for some texts, in order.
+    """Return a fingerprint of some texts in order: 32 hexadecimal digits.
 
     Example:
         >>> fingerprint("ab", "c") == fingerprint("a", "bc")
@@ -64,8 +64,8 @@ def words(text: str) -> list[str]:
     r"""Return the words of a problem, in order: LaTeX commands, numbers, and runs of letters.
 
     The rule, on the normalised text: `\\[a-z]+`, else a number (digits with thousands separators and decimals, the
-    separators removed), else letters. What is neither (punctuation, `$`, signs, braces, `\,` and its like) separates
-    words and is none. Commands of layout are left out, and commands of one meaning have one name.
+    separators removed), else letters. Everything else (punctuation, `$`, signs, braces, `\,` and the like) only
+    separates words. Layout commands are left out, and synonymous commands are mapped to one name.
 
     Example:
         >>> words(r"Tom's 1,000 apples cost $\$2.50$.")
@@ -83,10 +83,10 @@ def words(text: str) -> list[str]:
 
 
 def quantities(text: str) -> list[str]:
-    """Return the numbers and the signs of arithmetic of a problem, in order.
+    """Return the numbers and arithmetic signs of a problem, in order.
 
-    Two problems made from one template differ here and in little else. Numbers written as words count, up to twenty as
-    the number they name; `1,000` is 1000; a hyphen between words is no sign.
+    Two problems made from one template differ here and in little else. Number words count, up to twenty as digits;
+    `1,000` is 1000; a hyphen between words is not a sign.
 
     Example:
         >>> quantities("Five two-digit numbers x - 3 = 1,000")

@@ -1,4 +1,4 @@
-"""How long a prompt is, as verl counts it."""
+"""Prompt lengths in tokens, as verl counts them."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ Message = dict[str, str]
 
 
 def token_counter(tokenizer_name: str) -> Callable[[Sequence[Message]], int]:
-    """Return a function that counts the tokens of a prompt: with the chat template and the words that begin an answer.
+    """Return a function that counts the tokens of a prompt, including the chat template and its generation prompt.
 
     Args:
         tokenizer_name: Folder or hub id of a model.
@@ -27,7 +27,7 @@ def token_counter(tokenizer_name: str) -> Callable[[Sequence[Message]], int]:
         raise DataError(f"tokenizer {tokenizer_name}: cannot be loaded ({first_line(error)})") from error
     if tokenizer.chat_template is None:
         raise DataError(
-            f"tokenizer {tokenizer_name}: has no chat template, with which verl makes prompts. Give another model"
+            f"tokenizer {tokenizer_name}: has no chat template, which verl needs for prompts. Give another model"
         )
 
     def count(messages: Sequence[Message]) -> int:

@@ -1,4 +1,4 @@
-"""What is wrong with a parquet file before anyone trains on it: every rule, with file, row and column."""
+"""Check a parquet file before training; every problem is reported with file, row and column."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ from cfpo_verl.data_sources import DATA_SOURCES
 from cfpo_verl.rewards import unfit_gold
 
 BATCH_ROWS = 20_000
-# Of each kind of problem; the others are counted.
+# Problems shown of each kind; the others are counted.
 SHOWN = 3
 
 
 def validate(path: Path, count_tokens: Callable[[Sequence[dict[str, str]]], int] | None, max_tokens: int) -> list[str]:
-    """Return what is wrong with a file, as sentences; none if verl can train on it and the reward can score it.
+    """Return a sentence for each problem of a file; none if verl can train on it and the reward can score it.
 
     Args:
         path: A parquet file.
         count_tokens: Length of a prompt's messages in tokens; None to leave prompts unmeasured.
-        max_tokens: Longest prompt that is right, if they are measured.
+        max_tokens: Longest allowed prompt, in tokens, if prompts are measured.
     """
     try:
         check_file(path)
@@ -47,7 +47,7 @@ def validate(path: Path, count_tokens: Callable[[Sequence[dict[str, str]]], int]
 
 
 def _check_types(path: Path) -> None:
-    """Raise DataError unless every column of `SCHEMA` is there with its type; more columns and fields may be."""
+    """Raise DataError unless every column of `SCHEMA` is there with its type; more columns and fields are allowed."""
     actual = pq.read_schema(path)
     for field in SCHEMA:
         if field.name not in actual.names:
@@ -76,10 +76,10 @@ def _problems(
     uids: dict[str, int],
     row_number: int,
 ) -> list[tuple[str, str, str]]:
-    """Return (column, problem, kind of problem) of what is wrong with a row; remember its uid."""
+    """Return (column, problem, kind of problem) for each problem of a row, and remember its uid."""
     missing = [name for name, value in row.items() if holds_null(value)]
     if missing:
-        return [(missing[0], "is null, or something in it", f"null {missing[0]}")]
+        return [(missing[0], "is null or contains a null", f"null {missing[0]}")]
     found = []
     source, gold = row["data_source"], row["reward_model"]["ground_truth"]
     if source not in DATA_SOURCES:
@@ -89,7 +89,13 @@ def _problems(
     if not all(message["content"].strip() for message in row["prompt"]) or not roles:
         found.append(("prompt", "is empty", "prompt"))
     elif roles[-1] != "user" or not set(roles) <= {"system", "user", "assistant"}:
-        found.append(("prompt", f"must end with the user, after system, user or assistant; roles are {roles}", "roles"))
+        found.append(
+            (
+                "prompt",
+                f"must end with role user, after system, user or assistant; has {roles}",
+                "roles",
+            )
+        )
     elif count_tokens is not None and (length := count_tokens(row["prompt"])) > max_tokens:
         found.append(("prompt", f"has {length} tokens, more than {max_tokens}", "long prompt"))
     unfit = unfit_gold(source, gold)

@@ -1,4 +1,4 @@
-"""From tables to a parquet file with a manifest beside it, both or neither."""
+"""Write a parquet file and its manifest, both or neither."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def put_in_place(path: Path, tables: Iterable[pa.Table], describe: Callable[[], 
     Args:
         path: The parquet file; its folder is made.
         tables: At least one row in all, in `SCHEMA`.
-        describe: What the manifest says besides rows_out, sha256_out and the version; called when all is written.
+        describe: Returns the manifest without rows_out, sha256_out and the version; called when all rows are written.
 
     Returns:
         The number of rows.

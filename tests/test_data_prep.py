@@ -181,7 +181,7 @@ def test_reasoning_gym_gives_different_problems_with_answers(gym, tmp_path):
     ("task", "count", "message"),
     [
         ("prods", 3, "task 'prods': Dataset 'prods' not registered"),
-        ("sums", 40, r"task 'sums' gave only 19 different problems of 41\. Ask for fewer"),
+        ("sums", 40, r"task 'sums' gave only 19 distinct problems, 41 are needed\. Ask for fewer"),
         ("sums", -1, "count must be at least 1, got 0"),
     ],
 )

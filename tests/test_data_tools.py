@@ -53,8 +53,11 @@ def changed(tmp_path, **changes):
         ),
         ({"data_source": None}, "row 1, column data_source: is null"),
         ({"ability": None}, "row 1, column ability: is null"),
-        ({"prompt": [None]}, "row 1, column prompt: is null, or something in it"),
-        ({"prompt": [{"role": "banana", "content": "x"}]}, "must end with the user"),
+        ({"prompt": [None]}, "row 1, column prompt: is null or contains a null"),
+        (
+            {"prompt": [{"role": "banana", "content": "x"}]},
+            "must end with role user, after system, user or assistant; has ['banana']",
+        ),
         ({"reward_model": {"style": "rule", "ground_truth": None}}, "row 1, column reward_model: is null"),
         ({"prompt": []}, "row 1, column prompt: is empty"),
         ({"prompt": [{"role": "user", "content": " "}]}, "row 1, column prompt: is empty"),
@@ -153,12 +156,12 @@ def test_shares(sizes, weights, rows, expected):
 
 
 def test_a_part_that_is_too_small_is_named():
-    with pytest.raises(DataError, match=r"part 2 has 5 rows, its share of 100 is 30\. Ask for fewer rows"):
+    with pytest.raises(DataError, match=r"part 2 has 5 rows, but its share of 100 is 30\. Ask for fewer rows"):
         mix.shares([100, 5], [0.7, 0.3], 100)
 
 
 def test_a_share_of_nothing_is_refused():
-    with pytest.raises(DataError, match="the share of part 2 in 10 rows is none"):
+    with pytest.raises(DataError, match="the share of part 2 in 10 rows rounds to 0"):
         mix.shares([100, 100], [1, 1e-5], 10)
 
 
@@ -202,7 +205,7 @@ def test_mix_command(run_script, tmp_path):
         ([f"{a}:1", f"{a}:1"], "a file is given twice"),
         ([f"{a}:1", "none.parquet:1"], "none.parquet: no such file"),
         ([f"{a}:1", "--rows", "0"], "rows must be at least 1, got 0"),
-        ([f"{a}:1", "--rows", "11"], "part 1 has 10 rows, its share of 11 is 11"),
+        ([f"{a}:1", "--rows", "11"], "part 1 has 10 rows, but its share of 11 is 11"),
     ]:
         result = run_script("data", "mix", *arguments, "--out", "n.parquet")
         assert result.returncode == 2
@@ -229,7 +232,7 @@ def test_stats_count_lengths_and_kinds_of_answers(tmp_path):
 
 def test_stats_of_a_file_with_nulls_name_the_way_out(tmp_path):
     path = changed(tmp_path, prompt=[None])
-    with pytest.raises(DataError, match=r"a\.parquet, row 1: holds nulls.*See which with: cfpo-verl data validate"):
+    with pytest.raises(DataError, match=r"a\.parquet, row 1: has a null.*See which with: cfpo-verl data validate"):
         stats.collect(path, None)
 
 
@@ -237,7 +240,7 @@ def test_stats_of_other_values_than_texts_name_the_row(tmp_path):
     path = tmp_path / "a.parquet"
     rows = [{**row, "prompt": [{"role": "user", "content": 3}]} for row in make_rows(2)]
     pq.write_table(pa.Table.from_pylist(rows), path)
-    with pytest.raises(DataError, match=r"a\.parquet, row 0: holds nulls, or other values than texts"):
+    with pytest.raises(DataError, match=r"a\.parquet, row 0: has a null, or a value that is not text"):
         stats.collect(path, None)
 
 
@@ -280,9 +283,9 @@ def test_mixing_a_file_with_nulls_names_the_way_out(tmp_path, columns):
 
 def test_a_prompt_without_text_is_named(tmp_path):
     path = changed(tmp_path, prompt=[{"role": "user", "content": None}])
-    with pytest.raises(DataError, match=r"a\.parquet, row 1: the prompt or the ground truth is no text"):
+    with pytest.raises(DataError, match=r"a\.parquet, row 1: the prompt or the ground truth is not text"):
         read_problems(path)
-    with pytest.raises(DataError, match=r"a\.parquet: a prompt is null, empty or no text"):
+    with pytest.raises(DataError, match=r"a\.parquet: a prompt is null, empty or not text"):
         read_problem_texts(
             changed(tmp_path, prompt=[None], extra_info={**make_rows(1)[0]["extra_info"], "problem": None})
         )

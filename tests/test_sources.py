@@ -37,16 +37,16 @@ def write_jsonl(path: Path, rows: list[dict]) -> str:
 
 OLYMPIAD_DROPPED = {
     "answer in words": 1,
-    "answer within an error": 1,
+    "answer with an error tolerance": 1,
 }
 
 
 @pytest.mark.parametrize(
     ("name", "file", "rows", "dropped"),
     [
-        ("gsm8k", "gsm8k_train", 7472, {"a near duplicate": 1}),
+        ("gsm8k", "gsm8k_train", 7472, {"near duplicate": 1}),
         ("gsm8k", "gsm8k_test", 1319, {}),
-        ("hendrycks_math", "math_test", 4996, {"a near duplicate": 4}),
+        ("hendrycks_math", "math_test", 4996, {"near duplicate": 4}),
         ("math500", "math500", 500, {}),
         ("aime24", "aime24", 30, {}),
         ("amc23", "amc23", 40, {}),
@@ -71,7 +71,7 @@ def test_real_files_lose_no_row_unaccounted(tmp_path, name, file, rows, dropped)
 def test_math_without_math_500(tmp_path):
     options = Options(split="test", exclude=str(shared_data("math500.jsonl")))
     path, account = prepare(math_minus_500.SOURCE, tmp_path, str(shared_data("math_test.jsonl")), options)
-    assert (account.rows_out, account.dropped) == (4497, {"excluded": 500, "a near duplicate": 3})
+    assert (account.rows_out, account.dropped) == (4497, {"excluded": 500, "near duplicate": 3})
     assert json.loads(path.with_suffix(".manifest.json").read_text())["arguments"]["exclude"] == "math500.jsonl"
     evaluation, _account = prepare(SOURCES["math500"], tmp_path / "500", str(shared_data("math500.jsonl")))
     uids = [{row["extra_info"]["uid"] for row in rows_of(file)} for file in (path, evaluation)]
@@ -110,7 +110,7 @@ SAMPLES = {
             ]
         ],
         ["2", "3"],
-        {"the same row again": 1},
+        {"repeated row": 1},
     ),
     "openr1_math_220k": (
         [
@@ -232,9 +232,9 @@ def test_repeated_and_contradicting_problems_are_left_out_and_counted(tmp_path):
     path, account = prepare(gsm8k.SOURCE, tmp_path, write_jsonl(tmp_path / "a.jsonl", raw))
     assert golds(path) == ["1", "3", "4"]
     assert account.dropped == {
-        "the same row again": 1,
-        "the same problem again": 2,
-        "answers to one problem contradict each other": 1,
+        "repeated row": 1,
+        "repeated problem": 2,
+        "contradictory answers": 1,
     }
     assert [row["extra_info"]["index"] for row in rows_of(path)] == [0, 1, 2]
 
@@ -249,9 +249,9 @@ def test_rows_are_the_same_only_if_all_their_columns_are(tmp_path):
     _path, account = prepare(SOURCES["dapo_math_17k"], tmp_path / "out", str(tmp_path / "a.parquet"))
     # "1" has the answers 2 and 22: left out as contradicting, its second row as the same problem.
     assert account.dropped == {
-        "the same row again": 1,
-        "the same problem again": 1,
-        "answers to one problem contradict each other": 1,
+        "repeated row": 1,
+        "repeated problem": 1,
+        "contradictory answers": 1,
     }
     assert account.rows_out == 2
 
@@ -295,7 +295,7 @@ def test_answers_that_the_reward_takes_for_the_same_do_not_contradict(tmp_path):
     raw.append({"problem": "b", "answer": "2.0"})
     path, account = prepare(SOURCES["math500"], tmp_path, write_jsonl(tmp_path / "a.jsonl", raw))
     assert golds(path) == [r"\dfrac12", "2"]
-    assert account.dropped == {"the same problem again": 2}
+    assert account.dropped == {"repeated problem": 2}
 
 
 @pytest.mark.parametrize(
@@ -387,10 +387,10 @@ def test_ray_gives_the_same_rows_and_the_same_account(tmp_path, monkeypatch):
     assert account == other_account
     assert account.rows_out == 35
     assert set(account.dropped) == {
-        "the same row again",
-        "the same problem again",
+        "repeated row",
+        "repeated problem",
         "answer is not a plain number",
-        "answers to one problem contradict each other",
+        "contradictory answers",
     }
     assert here.read_bytes() == there.read_bytes()
     with pytest.raises(DataError, match="column 'question' is missing"):
@@ -420,7 +420,7 @@ def test_the_same_input_gives_the_same_bytes_and_a_manifest(tmp_path):
     manifest = json.loads(manifests[0])
     assert manifest["rows_in"] == 3
     assert manifest["rows_out"] == 2
-    assert manifest["dropped"] == {"the same row again": 1}
+    assert manifest["dropped"] == {"repeated row": 1}
     assert manifest["sha256_in"] == sha256(Path(origin))
     assert manifest["sha256_out"] == sha256(first)
     assert (manifest["licence"], manifest["origin"], manifest["arguments"]["seed"]) == ("MIT", "a.jsonl", 3)
@@ -458,7 +458,7 @@ def test_near_duplicates_are_left_out_of_training_data(tmp_path):
     for options in (Options(), Options(near_duplicates=0.7)):
         path, account = prepare(gsm8k.SOURCE, tmp_path / "out", origin, options)
         assert golds(path) == ["6", "5", "7"]
-        assert account.dropped == {"a near duplicate": 1}
+        assert account.dropped == {"near duplicate": 1}
     assert prepare(gsm8k.SOURCE, tmp_path / "out", origin, Options(near_duplicates=0))[1].dropped == {}
     evaluation = replace(gsm8k.SOURCE, evaluation_only=True)
     assert prepare(evaluation, tmp_path / "out", origin)[1].dropped == {}
@@ -472,7 +472,7 @@ def test_a_near_duplicate_of_a_contradicted_problem_stays(tmp_path):
     origin = write_jsonl(tmp_path / "a.jsonl", raw)
     path, account = prepare(gsm8k.SOURCE, tmp_path / "out", origin, Options(near_duplicates=0.7))
     assert [row["extra_info"]["problem"] for row in rows_of(path)] == [long.format("How many apples")]
-    assert "a near duplicate" not in account.dropped
+    assert "near duplicate" not in account.dropped
 
 
 def test_prompts_follow_a_template(tmp_path):
@@ -535,9 +535,9 @@ def test_long_prompts_are_measured_with_the_chat_template(tmp_path):
             r"none of the 1 rows can be used \(1 no number after ####\)",
         ),
         ("a.jsonl", GOOD + b'{"question": "q", "answer": 1}\n', "a column holds values of different types"),
-        ("a.jsonl", b'{"question": "q", "answer": "\\ud800"}\n', "or one of none"),
+        ("a.jsonl", b'{"question": "q", "answer": "\\ud800"}\n', "different or unsupported types"),
         ("a.json", b'[{"question": "q",\n "answer": }]', "a.json, line 2: not JSON"),
-        ("a.json", b'{"question": "q"}', "a.json: must hold a list of rows, holds a dict"),
+        ("a.json", b'{"question": "q"}', "a.json: must be a list of rows, is a dict"),
         ("a.parquet", b"PAR1 torn", "a.parquet: not a whole parquet file"),
         ("a.csv", b"question,answer\n", "a.csv: only .jsonl, .json and .parquet files are read"),
     ],
@@ -586,11 +586,11 @@ def test_missing_files_are_named(tmp_path, suffix):
     [
         ({"limit": 0}, "limit must be at least 1, got 0"),
         ({"prompt_template": "no place"}, "neither one of plain, hashes, boxed nor a text with {problem}"),
-        ({"prompt_template": "{problem} {x}"}, "braces other than {problem} are doubled"),
-        ({"prompt_template": "{problem.x}"}, "braces other than {problem} are doubled"),
-        ({"prompt_template": "{problem[x]}"}, "braces other than {problem} are doubled"),
-        ({"split": "a/b"}, "split is the name of a file, without folders, got 'a/b'"),
-        ({"prompt_template": "{problem} {"}, "braces other than {problem} are doubled"),
+        ({"prompt_template": "{problem} {x}"}, "Double all braces other than those of {problem}"),
+        ({"prompt_template": "{problem.x}"}, "Double all braces other than those of {problem}"),
+        ({"prompt_template": "{problem[x]}"}, "Double all braces other than those of {problem}"),
+        ({"split": "a/b"}, "split must be a file name without folders, got 'a/b'"),
+        ({"prompt_template": "{problem} {"}, "Double all braces other than those of {problem}"),
         ({"tokenizer": "t"}, "go together: give both or none"),
         ({"max_prompt_tokens": 5}, "go together: give both or none"),
         ({"tokenizer": "./nowhere", "max_prompt_tokens": 5}, "tokenizer ./nowhere: cannot be loaded"),
