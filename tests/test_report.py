@@ -269,7 +269,7 @@ def test_command_shows_a_run_before_its_first_step(run_cli, tmp_path):
     write_run(tmp_path / "cfpo", {}, config())
     result = run_cli("report", "cfpo")
     assert result.returncode == 0, result.stderr
-    assert "no step has been finished yet" in (tmp_path / "cfpo" / "report.html").read_text()
+    assert "no step has finished yet" in (tmp_path / "cfpo" / "report.html").read_text()
 
 
 def test_command_puts_a_single_runs_report_into_its_folder(run_cli, tmp_path):

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from report_runs import config
 
-from cfpo_verl.report.grouping import differences, flatten, group, is_relevant
+from cfpo_verl.report.grouping import differences, flatten, group_runs, is_relevant
 from cfpo_verl.report.statistics import MOST_UNSMOOTHED, band, final_value, mean_interval, smooth
 
 
 def grouped(configs):
     flat = {name: None if it is None else flatten(it) for name, it in configs.items()}
-    return [(it.label, it.runs) for it in group(flat, dict.fromkeys(configs, 20))]
+    return [(it.label, it.runs) for it in group_runs(flat, dict.fromkeys(configs, 20))]
 
 
 def test_runs_that_differ_in_seed_and_places_are_one_group():
@@ -47,7 +47,7 @@ def test_runs_without_config_go_by_their_names():
 
 def test_a_run_that_is_behind_does_not_count():
     flat = {name: flatten(config(seed=seed)) for seed, name in enumerate("abc")}
-    [found] = group(flat, {"a": 20, "b": 18, "c": 17})
+    [found] = group_runs(flat, {"a": 20, "b": 18, "c": 17})
     assert (found.runs, found.counted) == (("a", "b", "c"), ("a", "b"))
 
 

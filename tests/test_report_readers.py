@@ -108,7 +108,7 @@ def test_a_run_without_a_step_is_shown_as_such(tmp_path):
     run = read_one(folder)
     assert run.metrics == {}
     assert run.state.name == "in progress"
-    assert run.notes[0] == "no step has been finished yet"
+    assert run.notes[0] == "no step has finished yet"
     assert run.notes[1].startswith("config.1.yaml cannot be read")
 
 
@@ -234,7 +234,7 @@ def test_wandb_charts_of_several_runs_are_put_together(tmp_path):
         "cfpo - a": {1: {"critic/score/mean": 0.1}, 2: {"critic/score/mean": 0.3}},
         "vanilla": {1: {"critic/score/mean": 0.2, "actor/entropy": 0.5}},
     }
-    assert runs[0].notes == ("only the charts that were exported: reward.csv, entropy.csv",)
+    assert runs[0].notes == ("has only the exported charts: reward.csv, entropy.csv",)
 
 
 @pytest.mark.parametrize(
@@ -283,10 +283,10 @@ def test_evaluation(tmp_path):
 def test_evaluation_of_another_format_is_refused(tmp_path):
     folder = write_evaluation(tmp_path / "x", "cfpo")
     (folder / "summary.json").write_text('{"format": 2, "sets": {}}')
-    with pytest.raises(ReportError, match="format 2, and this version reads format 1"):
+    with pytest.raises(ReportError, match="format 2, but this version reads format 1"):
         read([folder], 10)
     (folder / "summary.json").write_text('{"format": 1, "sets": {"a": {"metrics": {"avg@1": {"value": 0.5}}}}}')
-    with pytest.raises(ReportError, match=r"a set lacks what format 1 has \(KeyError\('low'\)\)"):
+    with pytest.raises(ReportError, match=r"a set lacks a part of format 1 \(KeyError\('low'\)\)"):
         read([folder], 10)
     (folder / "summary.json").write_text("{")
     with pytest.raises(ReportError, match="not JSON"):

@@ -1,1 +1,1 @@
-"""Read run folders, draw them, put them in a table."""
+"""Read runs and evaluations, draw them, and write a page, pictures and a table."""

@@ -1,4 +1,4 @@
-"""Put a report together and write its files."""
+"""Collect the contents of a report and write its files."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -7,7 +7,7 @@ from pathlib import Path
 from cfpo_verl.files import replacing, writing
 from cfpo_verl.report import figure, readers
 from cfpo_verl.report.contents import Report
-from cfpo_verl.report.grouping import Group, group
+from cfpo_verl.report.grouping import Group, group_runs
 from cfpo_verl.report.metrics import phase_times_s
 from cfpo_verl.report.page import render
 from cfpo_verl.report.plots import metric_plots, pass_plots
@@ -20,14 +20,14 @@ SUFFIXES = (".html", ".png", ".svg", ".md")
 
 
 def collect(paths: Sequence[Path], responses_per_run: int) -> Report:
-    """Read all inputs and work out what the report shows.
+    """Read all inputs and compute what the report shows.
 
     Raises:
-        ReportError: If an input cannot be read.
+        UserError: If an input cannot be read.
     """
     found, evaluations = readers.read(paths, responses_per_run)
     runs = {run.name: run for run in found}
-    groups = group(
+    groups = group_runs(
         {name: run.config for name, run in runs.items()}, {name: run.last_step for name, run in runs.items()}
     )
     verdicts = {name: judge(run.metrics) for name, run in runs.items()}
@@ -47,13 +47,13 @@ def collect(paths: Sequence[Path], responses_per_run: int) -> Report:
 def _evaluation_numbers(
     evaluations: Sequence[Evaluation], groups: Sequence[Group], runs: dict[str, Run]
 ) -> dict[str, int]:
-    """Give an evaluation the colour of its run's group, and others colours that no group has."""
+    """Give an evaluation the colour of its run's group, or else a colour that no group has."""
     folders = {run.folder.resolve(): name for name, run in runs.items() if run.folder is not None}
     numbers: dict[str, int] = {}
     free = len(groups)
     for evaluation in evaluations:
         run = folders.get(evaluation.run_dir.resolve()) if evaluation.run_dir else None
-        number = next((number for number, it in enumerate(groups) if run in it.runs), None)
+        number = next((number for number, group in enumerate(groups) if run in group.runs), None)
         if number is None or number in numbers.values():
             number, free = free, free + 1
         numbers[evaluation.name] = number
@@ -62,24 +62,24 @@ def _evaluation_numbers(
 
 def _phase_times_s(runs: dict[str, Run], groups: Sequence[Group]) -> dict[str, dict[str, float]]:
     times_s = {}
-    for it in groups:
-        found = [times for name in it.counted if (times := phase_times_s(runs[name].metrics))]
+    for group in groups:
+        found = [times for name in group.counted if (times := phase_times_s(runs[name].metrics))]
         if found:
             phases = dict.fromkeys(phase for times in found for phase in times)
-            times_s[it.label] = {
+            times_s[group.label] = {
                 phase: mean_interval([times.get(phase, 0.0) for times in found]).mean for phase in phases
             }
     return times_s
 
 
 def write(report: Report, stem: Path, figures: Path | None, refresh_s: float | None) -> list[Path]:
-    """Write the page, the picture and the table; each replaces its predecessor at once, so that no reader sees half.
+    """Write the page, the pictures and the table; older files are replaced only when all new ones are complete.
 
     Args:
-        report: What to show.
-        stem: Path of the files without their endings.
+        report: Contents.
+        stem: Path of the files without their suffixes.
         figures: Folder for each figure as PNG and SVG, None for none.
-        refresh_s: The page reloads itself so often, None for never.
+        refresh_s: Time between reloads of the page in seconds, None for no reloads.
 
     Returns:
         The files, the page first.
@@ -99,12 +99,15 @@ def write(report: Report, stem: Path, figures: Path | None, refresh_s: float | N
 
 
 def stem(paths: Sequence[Path], out: Path | None) -> Path:
-    """Return the path of a report's files without their endings: `out`, or report in the only folder, or here."""
+    """Return the path of a report's files without their suffixes.
+
+    That is `out`, or else `report` in the input if it is a single folder, or else `report` in the current folder.
+    """
     if out is not None:
         return out.with_suffix("") if out.suffix in SUFFIXES else out
     return (paths[0] if len(paths) == 1 and paths[0].is_dir() else Path()) / "report"
 
 
 def may_go_on(report: Report) -> bool:
-    """Say whether a run may still write metrics."""
+    """Return whether a run may still write metrics."""
     return any(run.state.name in ("in progress", "unknown") for run in report.runs.values())

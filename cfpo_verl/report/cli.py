@@ -77,4 +77,4 @@ def report(
         console.print(table)
     for name, verdict in found.verdicts.items():
         console.print(f"{escape(name)}: {escape(verdict.summary)}", highlight=False, soft_wrap=True)
-    typer.echo(f"{written[0]}, and beside it {', '.join(path.suffix for path in written[1:4])}", err=True)
+    typer.echo(f"{written[0]}, also as {', '.join(path.suffix for path in written[1:4])}", err=True)

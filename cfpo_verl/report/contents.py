@@ -1,4 +1,4 @@
-"""What a report shows, before it is drawn or written."""
+"""Contents of a report, before it is drawn or written."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from cfpo_verl.report.table import summarise
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the files of a report show.
+    """Contents of a report.
 
     Args:
         runs: {name: run}.
@@ -20,8 +20,8 @@ class Report:
         verdicts: {run: verdict}.
         plots: Curves of the training.
         pass_plots: pass@k of the evaluations.
-        evaluation_numbers: {evaluation: number of its colour}.
-        times_s: {label of a group: {phase: seconds of a step}}.
+        evaluation_numbers: {evaluation: index of its colour}.
+        times_s: {label of a group: {phase: seconds per step}}.
     """
 
     runs: dict[str, Run]
@@ -34,7 +34,7 @@ class Report:
     times_s: dict[str, dict[str, float]]
 
     def number_of(self, run: str) -> int:
-        """Return the number of a run's group, which decides its colour."""
+        """Return the index of a run's group, which decides its colour."""
         return next(number for number, group in enumerate(self.groups) if run in group.runs)
 
     @property

@@ -1,4 +1,4 @@
-"""Draw plots with matplotlib: for the page as SVG that follows its colours, for papers as PNG and SVG."""
+"""Draw plots with matplotlib: as SVG with the colours of the page, and as PNG and SVG files."""
 
 import io
 import math
@@ -16,7 +16,7 @@ from cfpo_verl.files import replacing
 from cfpo_verl.report.plots import Plot
 from cfpo_verl.report.statistics import Band, thin
 
-# Told apart by people with colour-vision deficiencies, and dark enough on white; beyond them lines are dashed.
+# Distinguishable with colour-vision deficiencies and dark enough on white; further lines reuse them, dashed.
 COLOURS = ("#2563eb", "#d9480f", "#0f766e", "#9333ea", "#b45309", "#be185d", "#4d7c0f", "#475569")
 INK, MUTED, GRID = "#1f2937", "#6b7280", "#d7dce3"
 PHASE_COLOURS = {
@@ -49,10 +49,10 @@ _STYLE = {
     "axes.titlelocation": "left",
     "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "svg.hashsalt": "cfpo-verl",  # the same data give the same file
+    "svg.hashsalt": "cfpo-verl",  # so that the same data give the same file
 }
 _PAGE_SIZE_INCHES = (4.6, 2.75)
-# Left, right, bottom and top of the axes, as shares of the picture.
+# Left, right, bottom and top of the axes, as fractions of the picture.
 FRAME = (0.125, 0.985, 0.155, 0.965)
 _MOST_MARKERS = 40
 # More points than pixels would only make the page heavy.
@@ -60,7 +60,7 @@ _MOST_POINTS = 400
 
 
 def _compact(value: float, _position: object = None) -> str:
-    """Write a number of an axis in few characters.
+    """Format a tick label in few characters.
 
     Example:
         >>> _compact(0.25), _compact(12500), _compact(0.00002)
@@ -118,7 +118,7 @@ def draw(axes: Axes, plot: Plot) -> None:
 
 
 def _columns(band: Band) -> list[np.ndarray]:
-    """Return steps, mean, low and high of a band, of which few points are left out: it is smooth where it is long."""
+    """Return steps, mean, low and high of a band; a long one is smooth, so that every n-th point suffices."""
     every = max(len(band.steps) // _MOST_POINTS, 1)
     return [column[::every] for column in (band.steps, band.mean, band.low, band.high)]
 
@@ -128,13 +128,13 @@ def _power_below(value: float) -> float:
 
 
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Turn infinities into NaN, which leaves a gap; an axis cannot hold them."""
+    """Turn infinities into NaN, which is drawn as a gap."""
     array = np.asarray(values, dtype=float)
     return np.where(np.isfinite(array), array, np.nan)
 
 
 def draw_phases(axes: Axes, times_s: Mapping[str, Mapping[str, float]]) -> None:
-    """Draw a bar for each group, cut into the phases of a step.
+    """Draw a bar for each group, divided into the phases of a step.
 
     Args:
         axes: Where to draw.
@@ -149,7 +149,7 @@ def draw_phases(axes: Axes, times_s: Mapping[str, Mapping[str, float]]) -> None:
     axes.set_yticks(range(len(labels)), [_shortened(label) for label in labels], color=INK)
     axes.invert_yaxis()
     axes.tick_params(length=0)
-    axes.set_xlabel("seconds of a step")
+    axes.set_xlabel("seconds per step")
     axes.grid(axis="x")
     axes.set_axisbelow(True)
 
@@ -159,7 +159,7 @@ def _shortened(label: str, most: int = 22) -> str:
 
 
 def page_svg(plot: Plot) -> tuple[str, dict[str, object]]:
-    """Return the SVG of a plot for the page, and what its script needs to show values under the pointer."""
+    """Return the SVG of a plot for the page, and the data with which its script shows values under the pointer."""
     with mpl.rc_context({**_STYLE, "svg.fonttype": "none"}):
         figure = Figure(figsize=_PAGE_SIZE_INCHES)
         axes = figure.subplots()
@@ -167,7 +167,7 @@ def page_svg(plot: Plot) -> tuple[str, dict[str, object]]:
         figure.subplots_adjust(left=left, right=right, bottom=bottom, top=top)
         draw(axes, plot)
         svg = _svg(figure)
-        x_limits = [math.log2(it) for it in axes.get_xlim()] if plot.is_log_x else list(axes.get_xlim())
+        x_limits = [math.log2(limit) for limit in axes.get_xlim()] if plot.is_log_x else list(axes.get_xlim())
     series = []
     for line in plot.lines:
         columns = dict(zip(("x", "y", "low", "high"), _columns(line.band), strict=True))
@@ -209,7 +209,7 @@ def _svg(figure: Figure) -> str:
     for colour, name in ((INK, "ink"), (MUTED, "muted"), (GRID, "line")):
         svg = svg.replace(colour, f"var(--{name})")
     svg = re.sub(r'<g id="(\d+)-(run|band|mean|mark)"', r'<g data-group="\1" class="\2"', svg)
-    # One page has many such pictures: names that only matplotlib's own reader needs would be there many times.
+    # Other ids of matplotlib would be repeated in each picture of the page.
     svg = re.sub(r'<g id="(?!m[0-9a-f]{10})[\w.]+"', "<g", svg)
     return re.sub(r'<svg [^>]*viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img">', svg, count=1)
 
@@ -217,7 +217,7 @@ def _svg(figure: Figure) -> str:
 def save_overview(
     plots: Sequence[Plot], times_s: Mapping[str, Mapping[str, float]], title: str, paths: Sequence[Path]
 ) -> None:
-    """Save all plots in one picture, once for each path; the ending decides the format."""
+    """Save all plots in one picture, once for each path; the suffix decides the format."""
     count = len(plots) + bool(times_s)
     columns = min(3, max(count, 1))
     rows = max(math.ceil(count / columns), 1)
@@ -238,7 +238,7 @@ def save_overview(
             axes.set_title("Time per phase")
             axes.legend(fontsize=7, ncols=2, frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.2))
         if count == 0:
-            grid[0][0].text(0.5, 0.5, "no step has been finished yet", ha="center", transform=grid[0][0].transAxes)
+            grid[0][0].text(0.5, 0.5, "no step has finished yet", ha="center", transform=grid[0][0].transAxes)
         handles = {
             line.get_label(): line for axes in grid.flat for line in axes.lines if not line.get_label().startswith("_")
         }
@@ -250,7 +250,7 @@ def save_overview(
 
 
 def save_each(plots: Sequence[Plot], times_s: Mapping[str, Mapping[str, float]], folder: Path) -> list[Path]:
-    """Save each plot as PNG and SVG of its own, and return the files."""
+    """Save each plot as a PNG and an SVG file, and return the files."""
     written = []
     with mpl.rc_context(_STYLE):
         for plot in plots:

@@ -1,4 +1,4 @@
-"""Runs that differ only in their seed are one group; what else differs between configs."""
+"""Group runs that differ only in their seed, and compare the configs of runs."""
 
 import json
 import re
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Of the steps of the furthest run of its group.
+# A run counts in the mean of its group from this fraction of the steps of the furthest run on.
 COUNTED_SHARE = 0.9
 
 FlatConfig = Mapping[str, str]
 
-# Keys that do not change what is trained: seeds, names, places, what is logged and kept, how a batch is cut for a GPU.
+# Keys that do not change the training: seeds, names, paths, logging, checkpoints, how a batch is split for a GPU.
 _IRRELEVANT = re.compile(
     r"(.*\.)?(\w+_)?seed|run_dir|ray_kwargs\..*|.*\.rollout\.trace\..*|"
     r".*micro_batch_size\w*|.*max_token_len\w*|.*gpu_memory_utilization|"
@@ -23,7 +23,7 @@ _SECRET = re.compile(r"(^|\.|_)(api_?key|token|secret|password|passwd|credential
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return {dotted key: value as JSON} of all leaves; values under the name of a secret are left out.
+    """Return {dotted key: value as JSON} of all leaves; values whose key names a secret are left out.
 
     Example:
         >>> flatten({"trainer": {"logger": ["file"], "nnodes": 1}, "wandb_api_key": "abc"})
@@ -42,7 +42,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def without_seed(text: str) -> str:
-    """Take the number of a seed out of a name or path.
+    """Remove the seed from a name or path.
 
     Example:
         >>> without_seed("models/quickstart_seed3")
@@ -52,12 +52,12 @@ def without_seed(text: str) -> str:
 
 
 def is_relevant(key: str) -> bool:
-    """Say whether a key of the config changes what is trained, as opposed to a seed, a name or a place."""
+    """Return whether a key of the config changes the training, unlike seeds, names and paths."""
     return _IRRELEVANT.fullmatch(key) is None
 
 
 def _comparable(flat: FlatConfig) -> dict[str, str]:
-    """Return what decides whether two runs are the same experiment."""
+    """Return the part of a config that is equal in runs of the same experiment."""
     folder = flat.get("run_dir", "")
     return {
         key: without_seed(value.replace(folder, "") if folder else value)
@@ -69,7 +69,7 @@ def _comparable(flat: FlatConfig) -> dict[str, str]:
 def differences(configs: Mapping[str, FlatConfig]) -> dict[str, dict[str, str | None]]:
     """Return {key: {run: value, None where it has no such key}} for every key in which runs differ.
 
-    Those that change what is trained come first.
+    Keys that change the training come first.
     """
     keys = dict.fromkeys(key for flat in configs.values() for key in flat)
     found = {key: {run: flat.get(key) for run, flat in configs.items()} for key in keys}
@@ -82,9 +82,9 @@ class Group:
     """Runs of one experiment with different seeds.
 
     Args:
-        label: The loss, and what else tells the group from others.
+        label: The loss, and the keys in which it differs from other groups of the same loss.
         runs: Names of its runs.
-        counted: Those of them that means are taken over.
+        counted: The runs that the mean is taken over.
     """
 
     label: str
@@ -93,9 +93,9 @@ class Group:
 
 
 def counted(last_steps: Mapping[str, int]) -> tuple[str, ...]:
-    """Return the runs that have got at least `COUNTED_SHARE` as far as the furthest one.
+    """Return the runs that have completed at least `COUNTED_SHARE` of the steps of the furthest one.
 
-    A mean over runs at different steps would say nothing: neither of one that has just begun, nor of one that crashed.
+    A run that has just begun, or that crashed, would distort the mean.
 
     Example:
         >>> counted({"seed0": 20, "seed1": 19, "seed2": 3})
@@ -105,15 +105,15 @@ def counted(last_steps: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(name for name, step in last_steps.items() if step >= least)
 
 
-def group(configs: Mapping[str, FlatConfig | None], last_steps: Mapping[str, int]) -> list[Group]:
-    """Put runs together whose configs agree in all that changes what is trained.
+def group_runs(configs: Mapping[str, FlatConfig | None], last_steps: Mapping[str, int]) -> list[Group]:
+    """Group runs whose configs agree in all keys that change the training.
 
     Args:
-        configs: {run: config}. Runs without a config go together if their names agree but for a seed.
+        configs: {run: config}. Runs without a config are grouped by their names without seeds.
         last_steps: {run: its last step}.
 
     Returns:
-        Groups in the order of their first runs. Where two have the same loss, the keys in which they differ are added.
+        Groups in the order of their first runs. Labels of groups with the same loss include the keys that differ.
     """
     members: dict[tuple[Any, ...], list[str]] = {}
     for name, flat in configs.items():

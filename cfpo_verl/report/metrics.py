@@ -1,4 +1,4 @@
-"""Which of verl's metrics a report shows, and how they are found in a run."""
+"""The metrics of verl that a report shows."""
 
 import math
 import re
@@ -12,13 +12,13 @@ Metrics = Mapping[int, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Curve:
-    """One figure and one line of the tables.
+    """A metric that is shown as a figure and as a row of the tables.
 
     Args:
-        key: Names it in files and in the page.
-        title: What it is called, with its unit where it has one.
-        pattern: Regular expression for the metric's whole name. What several metrics match is shown several times.
-        explanation: What the number is, in a sentence.
+        key: Name in files and on the page.
+        title: Title, with the unit if there is one.
+        pattern: Regular expression for the whole name of the metric. Each metric that matches is shown.
+        explanation: Description in one sentence.
     """
 
     key: str
@@ -28,7 +28,7 @@ class Curve:
 
     def points(self, metrics: Metrics) -> dict[str, list[tuple[int, float]]]:
         """Return {metric name: [(step, value), ...]} for every metric of the run that matches."""
-        # Most patterns are just a name, and looking at all names of thousands of steps takes seconds.
+        # Most patterns are plain names, and matching all names of thousands of steps takes seconds.
         is_name = re.fullmatch(r"[\w/]+", self.pattern)
         names = [self.pattern] if is_name else dict.fromkeys(chain.from_iterable(metrics.values()))
         found = {
@@ -44,30 +44,30 @@ VALIDATION = Curve(
     "validation",
     "Validation accuracy",
     r"val-core/.+/acc/mean@\d+",
-    "Share of right responses on held-out problems.",
+    "Fraction of right responses to held-out problems.",
 )
 KL = Curve(
     "kl",
     "KL to old policy (nats)",
     r"actor/ppo_kl",
-    "Mean of -log r over tokens: how far an update moves from the policy that generated.",
+    "Mean of -log r over tokens: distance of the updated policy from the one that generated the responses.",
 )
 RATIO_DEVIATION = Curve(
     "ratio_deviation",
     "Ratio deviation, mean |r - 1|",
     r"actor/cfpo/ratio_deviation",
-    "Zero means that nothing of CFPO is at work. verl's own losses do not report it.",
+    "At zero the penalty of CFPO has no effect. verl's own losses do not report it.",
 )
 PAST_OPTIMUM = Curve(
     "past_optimum",
     "Share of tokens past the optimum",
     r"actor/pg_clipfrac",
-    "Tokens where PPO's gradient is zero; CFPO pulls them back.",
+    "Tokens for which PPO's gradient is zero; CFPO pulls them back.",
 )
 ENTROPY = Curve(
     "entropy", "Entropy (nats)", r"actor/entropy", "Mean over tokens. Near zero, every response is the same."
 )
-GRADIENT_NORM = Curve("grad_norm", "Gradient norm", r"actor/grad_norm", "Before clipping, mean of a step's updates.")
+GRADIENT_NORM = Curve("grad_norm", "Gradient norm", r"actor/grad_norm", "Before clipping, mean over a step's updates.")
 RESPONSE_LENGTH = Curve(
     "response_length", "Response length (tokens)", r"response_length/mean", "Mean over the responses of a step."
 )
@@ -75,15 +75,15 @@ CUT_OFF = Curve(
     "cut_off",
     "Share of responses cut off",
     r"response_length/clip_ratio",
-    "Responses that ran into the length limit; they mostly end without an answer.",
+    "Responses that reached the length limit; most have no final answer.",
 )
 THROUGHPUT = Curve(
     "throughput",
     "Throughput (tokens/s/GPU)",
     r"perf/throughput",
-    "Tokens of prompts and responses, by the time of the whole step.",
+    "Tokens of prompts and responses, divided by the time of the whole step.",
 )
-STEP_TIME = Curve("step_time", "Step time (s)", r"timing_s/step", "Wall-clock time, without validation and saving.")
+STEP_TIME = Curve("step_time", "Step time (s)", r"timing_s/step", "Wall-clock time without validation and saving.")
 
 # The loss reports cfpo/ratio_deviation; verl's trainer puts actor/ before names that do not begin with it.
 CURVES = (
@@ -100,7 +100,7 @@ CURVES = (
     STEP_TIME,
 )
 
-# Parts of a step in verl's timing_s, none within another; what is left of the step is "other".
+# Disjoint parts of a step in verl's timing_s; the rest of the step is "other".
 PHASES = {
     "gen": "generate",
     "reward": "reward",
@@ -129,10 +129,10 @@ def data_source(metric: str) -> str:
 
 
 def phase_times_s(metrics: Metrics) -> dict[str, float]:
-    """Return the mean time of a step's parts in seconds, over the steps that report their time.
+    """Return the mean time of each phase of a step in seconds, over the steps that report their time.
 
-    A part that only some steps have, such as validation, counts with its mean over all steps. Validation and saving are
-    outside what verl calls the step.
+    A phase that only some steps have, such as validation, is averaged over all steps. verl does not count validation
+    and saving as part of the step.
 
     Example:
         >>> phase_times_s({1: {"timing_s/step": 5.0, "timing_s/gen": 3.0, "timing_s/update_actor": 1.5}})

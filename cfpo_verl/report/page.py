@@ -1,4 +1,4 @@
-"""Render a report as one HTML page that loads nothing from elsewhere."""
+"""Render a report as one self-contained HTML page."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ from cfpo_verl.report.run import Evaluation, Response, Run
 from cfpo_verl.report.statistics import FINAL_SHARE, MOST_UNSMOOTHED, final_value
 from cfpo_verl.report.table import final_numbers
 
-# Of a longer text the middle is left out: the page stays light, and the answer is at the end.
+# The middle of longer texts is left out: the page stays small, and the answer is at the end.
 _MOST_CHARACTERS = 6000
 _FOLDER = "assets"
 
@@ -30,12 +30,12 @@ _FOLDER = "assets"
 def render(report: Report, refresh_s: float | None = None) -> str:
     """Return the page.
 
-    All that comes from files (responses, values of configs, names) is escaped: in HTML by the template, in the data of
-    the script as JSON without <, > and &. The page's own policy forbids every script but its own, and every request.
+    Everything read from files (responses, config values, names) is escaped: in HTML by the template, in the data of the
+    script as JSON without <, > and &. The page's Content-Security-Policy forbids other scripts and all requests.
 
     Args:
-        report: What to show.
-        refresh_s: The page reloads itself so often, None for never.
+        report: Contents of the page.
+        refresh_s: Time between reloads of the page in seconds, None for no reloads.
     """
     environment = Environment(
         loader=PackageLoader("cfpo_verl.report", _FOLDER),
@@ -89,7 +89,7 @@ def render(report: Report, refresh_s: float | None = None) -> str:
         differing=differences(configs) if len(configs) > 1 else {},
         configs=configs,
         is_relevant=is_relevant,
-        notes={it.name: it.notes for it in inputs if it.notes},
+        notes={source.name: source.notes for source in inputs if source.notes},
         series_count=len(figure.COLOURS),
     )
 
@@ -100,7 +100,7 @@ def _file(name: str) -> str:
 
 
 def _colours() -> str:
-    """Return the colours of the figures as rules of the style sheet; on a dark page they are lighter."""
+    """Return the colours of the figures as CSS variables, lighter ones for dark mode."""
     light = "".join(f"--series-{number}: {colour}; " for number, colour in enumerate(figure.COLOURS))
     dark = "".join(f"--series-{number}: {_lighter(colour)}; " for number, colour in enumerate(figure.COLOURS))
     return f":root {{ {light}}}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n"
@@ -118,7 +118,7 @@ def _lighter(colour: str, share: float = 0.42) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Write a number in at most four significant digits.
+    """Format a number with at most four significant digits.
 
     Example:
         >>> _number(0.81234), _number(1234567.0), _number(float("nan")), _number(None)
@@ -130,7 +130,7 @@ def _number(value: float | None) -> str:
 
 
 def _card(report: Report, run: Run) -> dict[str, Any]:
-    """Return what the overview says of a run."""
+    """Return the contents of a run's card in the overview."""
     numbers = [
         (f"accuracy, {data_source(metric)}", final_value(points, 0))
         for metric, points in VALIDATION.points(run.metrics).items()
@@ -149,13 +149,13 @@ def _card(report: Report, run: Run) -> dict[str, Any]:
 
 
 def _not_reported(report: Report) -> list[str]:
-    """Return the curves that no run reports."""
+    """Return the titles of the metrics that no run reports."""
     shown = {plot.title.split(":")[0] for plot in report.plots}
     return [curve.title for curve in CURVES if curve.title not in shown] if report.runs else []
 
 
 def _breaches(report: Report, rule: stability.Rule) -> list[tuple[str, int, int]]:
-    """Return run, step and number of the group for each run that has broken a rule."""
+    """Return (run, step, index of its group) for each run that has broken a rule."""
     return [
         (name, broken.step, report.number_of(name))
         for name, verdict in report.verdicts.items()
@@ -165,7 +165,7 @@ def _breaches(report: Report, rule: stability.Rule) -> list[tuple[str, int, int]
 
 
 def _evaluation_rows(report: Report) -> list[tuple[str, str, list[Mapping[str, Any] | None]]]:
-    """Return (set, metric, what each evaluation has of it) for all metrics of all evaluations."""
+    """Return (set, metric, value and interval in each evaluation) for all metrics of all evaluations."""
     rows = []
     for name in dict.fromkeys(name for evaluation in report.evaluations for name in evaluation.sets):
         found = [evaluation.sets.get(name, {}).get("metrics", {}) for evaluation in report.evaluations]
@@ -177,13 +177,17 @@ def _evaluation_rows(report: Report) -> list[tuple[str, str, list[Mapping[str, A
 
 
 def _responses(report: Report) -> list[dict[str, Any]]:
-    shown = [(run.name, report.number_of(run.name), it) for run in report.runs.values() for it in run.responses]
-    shown += [
-        (f"{evaluation.name} (evaluation)", report.evaluation_numbers[evaluation.name], it)
-        for evaluation in report.evaluations
-        for it in evaluation.responses
+    shown = [
+        _response(run.name, report.number_of(run.name), response)
+        for run in report.runs.values()
+        for response in run.responses
     ]
-    return [_response(name, number, it) for name, number, it in shown]
+    shown += [
+        _response(f"{evaluation.name} (evaluation)", report.evaluation_numbers[evaluation.name], response)
+        for evaluation in report.evaluations
+        for response in evaluation.responses
+    ]
+    return shown
 
 
 def _response(run: str, number: int, response: Response) -> dict[str, Any]:
@@ -202,7 +206,7 @@ def _response(run: str, number: int, response: Response) -> dict[str, Any]:
 
 
 def _shortened(text: str, most: int = _MOST_CHARACTERS) -> str:
-    r"""Leave out the middle of a long text.
+    r"""Omit the middle of a long text.
 
     Example:
         >>> _shortened("abcdefghij", 4)

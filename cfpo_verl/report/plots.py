@@ -1,4 +1,4 @@
-"""What each figure shows: curves of groups, with mean and band, before anything is drawn."""
+"""Contents of the figures: curves of groups, with mean and band, before they are drawn."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from cfpo_verl.report.run import Evaluation, Run
 from cfpo_verl.report.stability import Verdict
 from cfpo_verl.report.statistics import MOST_UNSMOOTHED, Band, Points, band
 
-# From so many times the median on, a curve is drawn on a logarithmic axis, or nothing but its peak would be seen.
+# A curve whose peak is more than this many times its median is drawn on a logarithmic axis.
 _LOG_FROM = 50
 
 
@@ -20,10 +20,10 @@ class Line:
     """One line of a figure: the mean of a group, or one evaluation.
 
     Args:
-        label: For the legend.
-        number: Of the group; decides the colour.
-        band: What is drawn.
-        runs: The curves that it is the mean of, drawn thinly: none if there is one only, and it is not smoothed.
+        label: Label in the legend.
+        number: Index of the group, which decides the colour.
+        band: Mean, lowest and highest value.
+        runs: The curves behind the mean, drawn as thin lines; none for a single curve that is not smoothed.
     """
 
     label: str
@@ -46,16 +46,16 @@ class Plot:
     """One figure.
 
     Args:
-        key: Names it in files and in the page.
-        title: With the unit.
-        explanation: In a sentence.
-        lines: In the order of groups.
+        key: Name in files and on the page.
+        title: Title, with the unit if there is one.
+        explanation: Description in one sentence.
+        lines: Lines, in the order of groups.
         marks: Vertical lines.
         x_label: "training step" or "k".
-        linear_below: If values differ by orders of magnitude, the axis is logarithmic, and below this value linear, so
-            that zero and less have a place. None for an ordinary axis.
-        is_log_x: To base 2.
-        missing: Labels of groups that do not report it.
+        linear_below: If values differ by orders of magnitude: the y axis is logarithmic above this value and linear
+            below it, so that zero and negative values can be shown. None for a linear axis.
+        is_log_x: Whether the x axis is logarithmic (base 2).
+        missing: Labels of groups that do not report the metric.
     """
 
     key: str
@@ -70,7 +70,7 @@ class Plot:
 
 
 def metric_plots(runs: Mapping[str, Run], groups: Sequence[Group], verdicts: Mapping[str, Verdict]) -> list[Plot]:
-    """Return a figure for each curve that a run reports, and for validation one for each data source."""
+    """Return a figure for each metric that a run reports; validation has one for each data source."""
     plots = []
     for curve in CURVES:
         points = {name: curve.points(run.metrics) for name, run in runs.items()}
@@ -120,7 +120,7 @@ def _samples(count: str) -> str:
 
 
 def _linear_below(values: Sequence[float]) -> float | None:
-    """Return the median size if the largest is many times that, else None.
+    """Return the median magnitude if the largest is more than `_LOG_FROM` times that, else None.
 
     Example:
         >>> _linear_below([1.0, -2.0, 3.0]), _linear_below([0.0, 1.0, 2.0, 1e6, -3.0])
@@ -133,11 +133,11 @@ def _linear_below(values: Sequence[float]) -> float | None:
 
 
 def pass_plots(evaluations: Sequence[Evaluation], numbers: Mapping[str, int]) -> list[Plot]:
-    """Return a figure of pass@k for each set that an evaluation has a curve of.
+    """Return a figure of pass@k for each set for which an evaluation has a curve.
 
     Args:
         evaluations: With distinct names.
-        numbers: {name of an evaluation: number of its colour}.
+        numbers: {name of an evaluation: index of its colour}.
     """
     plots = []
     for name in dict.fromkeys(name for evaluation in evaluations for name in evaluation.sets):
@@ -148,7 +148,7 @@ def pass_plots(evaluations: Sequence[Evaluation], numbers: Mapping[str, int]) ->
                 values = [np.array(curve[key], dtype=float) for key in ("k", "value", "low", "high")]
                 lines.append(Line(evaluation.name, numbers[evaluation.name], Band(*values)))
         if lines:
-            explanation = "Chance that one of k responses is right, with its 95 % interval over problems."
+            explanation = "Probability that at least one of k responses is right, with its 95 % interval over problems."
             plots.append(
                 Plot(f"pass_at_k_{name}", f"pass@k: {name}", explanation, tuple(lines), x_label="k", is_log_x=True)
             )

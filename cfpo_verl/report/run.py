@@ -1,4 +1,4 @@
-"""What a report knows of a run, wherever it was read from."""
+"""A run as a report sees it, from whatever source it was read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ from typing import Any
 from cfpo_verl.errors import UserError
 from cfpo_verl.report.metrics import Metrics
 
-# A run whose files are older is taken for stopped, unless its steps take longer than that.
+# A run that has written nothing for this time counts as stopped,
 SILENCE_S = 600.0
-# So many steps may pass without a word.
+# unless this many of its steps take longer.
 SILENT_STEPS = 5
 
 
@@ -20,11 +20,11 @@ class ReportError(UserError):
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands.
+    """State of a run.
 
     Args:
         name: "finished", "in progress", "crashed", "stopped" or "unknown".
-        detail: In a few words.
+        detail: Description in a few words.
     """
 
     name: str
@@ -36,14 +36,14 @@ class Response:
     """A response with its score.
 
     Args:
-        source: Where it is from, for example "validation".
-        step: Training step of the model, None if not known.
-        prompt: What the model was given.
-        text: What it answered.
-        gold: Gold answer, "" if not known.
-        answer: What the verifier took for the answer, None if not known.
-        score: As reported.
-        is_right: Whether the answer is right; where only a score is reported, whether that is above one half.
+        source: Source of the response, for example "validation".
+        step: Training step of the model, None if unknown.
+        prompt: Prompt.
+        text: Text of the response.
+        gold: Gold answer, "" if unknown.
+        answer: Answer that the verifier extracted, None if unknown.
+        score: Score as reported.
+        is_right: Whether the answer is right; if only a score is reported, whether it is above 0.5.
     """
 
     source: str
@@ -61,15 +61,15 @@ class Run:
     """A run.
 
     Args:
-        name: Tells it from the others of a report.
-        origin: Kind of the files that it was read from.
-        metrics: By step, ascending; empty before the first step is finished.
-        state: Where it stands.
-        config: Flat resolved config, None if not known.
+        name: Name, unique in a report.
+        origin: Kind of files that the run was read from.
+        metrics: Metrics by step, ascending; empty before the first step is finished.
+        state: State.
+        config: Flat resolved config, None if unknown.
         versions: {package: version}.
-        responses: A sample.
-        notes: What a reader has to know of the data.
-        folder: Where it was read from.
+        responses: A sample of the responses.
+        notes: Remarks on the data for the reader.
+        folder: File or folder that the run was read from.
     """
 
     name: str
@@ -93,14 +93,14 @@ class Evaluation:
     """The summary of `cfpo-verl eval` for one model.
 
     Args:
-        name: As the evaluation calls itself.
-        run_dir: Run that the model is from, None if not known.
-        step: Training step of the model, None if not known.
+        name: Name of the evaluation.
+        run_dir: Run folder of the model, None if unknown.
+        step: Training step of the model, None if unknown.
         sets: {set: its part of the summary}.
-        responses: A sample.
-        notes: What a reader has to know of the data.
-        settings: One line about how responses were generated.
-        folder: Where it was read from.
+        responses: A sample of the responses.
+        notes: Remarks on the data for the reader.
+        settings: Settings of the generation, in one line.
+        folder: Folder that the evaluation was read from.
     """
 
     name: str
@@ -116,15 +116,15 @@ class Evaluation:
 def judge_state(
     last_step: int, total_steps: int | None, last_words: str, is_done: bool, age_s: float, step_s: float
 ) -> State:
-    """Say where a run stands.
+    """Return the state of a run.
 
     Args:
         last_step: Last step with metrics.
-        total_steps: Steps that it is to take, None if its config does not say.
+        total_steps: Planned number of steps, None if the config does not say.
         last_words: Last line of a traceback that ends the log, "" if there is none.
-        is_done: The log has what the trainer prints after the last step.
-        age_s: Time since any of its files was written, in seconds.
-        step_s: Time of a step in seconds, 0 if not known.
+        is_done: Whether the log has what the trainer prints after the last step.
+        age_s: Time since any file of the run was written, in seconds.
+        step_s: Time of a step in seconds, 0 if unknown.
 
     Example:
         >>> judge_state(12, 20, "", False, age_s=30, step_s=5).detail
@@ -141,7 +141,7 @@ def judge_state(
 
 
 def _duration(time_s: float) -> str:
-    """Return a time in the unit that suits it.
+    """Format a time in a suitable unit.
 
     Example:
         >>> _duration(45), _duration(600), _duration(7200), _duration(200_000)

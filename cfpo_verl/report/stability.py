@@ -1,7 +1,7 @@
-"""Whether a run stayed stable, by stated rules, and the step where it did not.
+"""Judge by stated rules whether a run stayed stable, and find the step where it did not.
 
-Each rule is a function from a curve to the step where it begins to be broken, or None. docs/report.md and the page
-state them in words, from `RULES`.
+Each rule is a function from a curve to the first step that breaks it, or None. docs/report.md and the page state the
+rules in the words of `RULES`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,34 +12,34 @@ import numpy as np
 from cfpo_verl.report.metrics import ENTROPY, GRADIENT_NORM, KL, REWARD, Metrics
 from cfpo_verl.report.statistics import trailing
 
-# Steps that the smoothing of every rule looks back on.
+# Number of steps in the trailing window of every rule.
 WINDOW = 5
-# A shorter run is not judged.
+# Shorter runs are not judged.
 LEAST_STEPS = 8
-# A collapse is a fall below this share of the best smoothed reward.
+# A collapse is a fall below this fraction of the best smoothed reward.
 COLLAPSE_SHARE = 0.5
-# Below this height of the best smoothed reward there is nothing to lose, only noise.
+# If the best smoothed reward is lower than this, a fall is only noise.
 LEAST_BEST = 0.05
 # Entropy per token at which nearly every token is decided: 0.02 nats is one choice of two at 0.3 to 99.7 percent.
 ENTROPY_FLOOR_NATS = 0.02
 # By Pinsker's inequality mean |r - 1| <= sqrt(2 KL); 0.1 nats allow 0.45, more than twice PPO's clip range.
 KL_BOUND_NATS = 0.1
-# Against the median of the first WINDOW steps, as the size of a gradient depends on model and loss.
+# Relative to the median of the first WINDOW steps, as gradient norms depend on model and loss.
 GRADIENT_BOUND = 10.0
-# Smaller norms are those of a step without any signal, and no measure for others.
+# Smaller norms come from steps without any signal and are left out of that median.
 LEAST_GRADIENT_NORM = 1e-3
 
 
 def collapse_step(steps: Sequence[int], rewards: Sequence[float]) -> int | None:
-    """Return the step from which on the smoothed reward stays below half of its best.
+    """Return the step from which the smoothed reward stays below half of its best value.
 
-    With m(t) the mean of the last `WINDOW` rewards at step t (of fewer at the beginning, from the second step on: some
-    runs collapse at once), b the largest m and f = min(0, smallest reward), the run is low at t if
+    Let m(t) be the mean of the last `WINDOW` rewards at step t (of fewer at the beginning, but from the second step on:
+    some runs collapse at once), b the largest m, and f = min(0, smallest reward). The run is low at t if
 
         m(t) - f < COLLAPSE_SHARE * (b - f)
 
-    It has collapsed at the first of the low steps at the end, if they are at least `WINDOW`. If b - f < `LEAST_BEST`
-    there was nothing to lose.
+    It has collapsed at the first step of its final stretch of low steps, if that has at least `WINDOW` steps. If
+    b - f < `LEAST_BEST`, no collapse is reported.
 
     Args:
         steps: [T], ascending.
@@ -57,7 +57,7 @@ def collapse_step(steps: Sequence[int], rewards: Sequence[float]) -> int | None:
 
 
 def entropy_step(steps: Sequence[int], entropies_nats: Sequence[float]) -> int | None:
-    """Return the step from which on the trailing mean of the entropy stays below `ENTROPY_FLOOR_NATS`."""
+    """Return the step from which the trailing mean of the entropy stays below `ENTROPY_FLOOR_NATS`."""
     smoothed = trailing(entropies_nats, WINDOW)
     return _begin_of_tail(steps, smoothed < ENTROPY_FLOOR_NATS, least=1)
 
@@ -65,7 +65,7 @@ def entropy_step(steps: Sequence[int], entropies_nats: Sequence[float]) -> int |
 def kl_step(steps: Sequence[int], kl_nats: Sequence[float]) -> int | None:
     """Return the first step where the median of the last `WINDOW` values of the KL is above `KL_BOUND_NATS`.
 
-    The median lets single steps pass.
+    The median ignores single steps.
     """
     return _first(steps, kl_nats, KL_BOUND_NATS)
 
@@ -73,8 +73,7 @@ def kl_step(steps: Sequence[int], kl_nats: Sequence[float]) -> int | None:
 def gradient_step(steps: Sequence[int], gradient_norms: Sequence[float]) -> int | None:
     """Return the first step where the median of the last `WINDOW` gradient norms is too large.
 
-    Too large is above `GRADIENT_BOUND` times the median of the first `WINDOW` norms above
-    `LEAST_GRADIENT_NORM`.
+    The bound is `GRADIENT_BOUND` times the median of the first `WINDOW` norms above `LEAST_GRADIENT_NORM`.
     """
     beginning = [norm for norm in gradient_norms if norm > LEAST_GRADIENT_NORM][:WINDOW]
     if len(beginning) < WINDOW:
@@ -89,14 +88,14 @@ def not_finite_step(steps: Sequence[int], values: Sequence[float]) -> int | None
 
 
 def _begin_of_tail(steps: Sequence[int], is_broken: np.ndarray, least: int) -> int | None:
-    """Return the first step of the unbroken row of True at the end, if it is long enough."""
-    holds = np.flatnonzero(~is_broken)
-    begin = int(holds[-1]) + 1 if len(holds) else 0
+    """Return the first step of the stretch of True at the end, if that has at least `least` steps."""
+    kept = np.flatnonzero(~is_broken)
+    begin = int(kept[-1]) + 1 if len(kept) else 0
     return int(steps[begin]) if len(is_broken) - begin >= least else None
 
 
 def _first(steps: Sequence[int], values: Sequence[float], bound: float) -> int | None:
-    # The first medians would be of fewer values: a single one there must not decide.
+    # The first medians are left out: they are of fewer values, so that a single one could decide.
     above = np.flatnonzero(trailing(values, WINDOW, "median")[WINDOW - 1 :] > bound)
     return int(steps[int(above[0]) + WINDOW - 1]) if len(above) else None
 
@@ -106,12 +105,12 @@ class Rule:
     """A rule of the verdict.
 
     Args:
-        name: What has happened if it is broken.
-        curve: Key of the curve it is about, where the step is marked.
-        metrics: Names of verl's metrics that it is about.
-        is_fatal: The run has failed, as opposed to: look at it.
+        name: Name of the fault that the rule finds.
+        curve: Key of the curve in which the step is marked.
+        metrics: Names of the metrics of verl that the rule is applied to.
+        is_fatal: Whether the run counts as failed, rather than worth a look.
         statement: The rule in words.
-        first_step: From steps and values to the step where it is broken, or None.
+        first_step: Maps steps and values to the first step that breaks the rule, or None.
     """
 
     name: str
@@ -128,7 +127,7 @@ RULES = (
         "",
         tuple(curve.pattern for curve in (REWARD, KL, ENTROPY, GRADIENT_NORM)),
         True,
-        "Reward, KL, entropy or gradient norm is NaN or infinite in any step.",
+        "Reward, KL, entropy or gradient norm is NaN or infinite at any step.",
         not_finite_step,
     ),
     Rule(
@@ -136,10 +135,10 @@ RULES = (
         REWARD.key,
         (REWARD.pattern,),
         True,
-        f"The mean reward of the last {WINDOW} steps (at first of fewer, two at least) falls below "
-        f"{COLLAPSE_SHARE:.0%} of the best such mean and stays there to the end, for at least {WINDOW} steps. Heights "
-        "are measured from zero, or from the smallest reward if that is negative; a best below "
-        f"{LEAST_BEST:g} is not counted.",
+        f"The mean reward of the last {WINDOW} steps (of fewer at the beginning, but at least two) falls below "
+        f"{COLLAPSE_SHARE:.0%} of the best such mean and stays there to the end, for at least {WINDOW} steps. Means "
+        "are measured from zero, or from the smallest reward if that is negative; runs whose best mean is below "
+        f"{LEAST_BEST:g} are not judged.",
         collapse_step,
     ),
     Rule(
@@ -156,8 +155,8 @@ RULES = (
         KL.key,
         (KL.pattern,),
         False,
-        f"The median KL to the old policy of {WINDOW} successive steps is above {KL_BOUND_NATS:g} nats per token: mean "
-        "|r - 1| can then be 0.45, more than twice PPO's clip range (Pinsker's inequality).",
+        f"The median KL to the old policy over {WINDOW} successive steps is above {KL_BOUND_NATS:g} nats per token: "
+        "mean |r - 1| can then be 0.45, more than twice PPO's clip range (Pinsker's inequality).",
         kl_step,
     ),
     Rule(
@@ -165,7 +164,7 @@ RULES = (
         GRADIENT_NORM.key,
         (GRADIENT_NORM.pattern,),
         False,
-        f"The median gradient norm of {WINDOW} successive steps is above {GRADIENT_BOUND:g} times that of the run's "
+        f"The median gradient norm over {WINDOW} successive steps is above {GRADIENT_BOUND:g} times that of the run's "
         f"first {WINDOW} steps with a norm above {LEAST_GRADIENT_NORM:g}.",
         gradient_step,
     ),
@@ -174,7 +173,7 @@ RULES = (
 
 @dataclass(frozen=True)
 class Broken:
-    """A rule that a run has broken, and the step where that began."""
+    """A rule that a run has broken, and the first step that broke it."""
 
     rule: Rule
     step: int
@@ -182,12 +181,12 @@ class Broken:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rules say of a run.
+    """Verdict of the rules on a run.
 
     Args:
         level: "stable", "warning", "failed" or "unknown".
-        summary: In a few words, with the steps.
-        broken: In the order of `RULES`.
+        summary: The verdict in a few words, with the steps.
+        broken: The broken rules, in the order of `RULES`.
     """
 
     level: str
@@ -209,8 +208,10 @@ def judge(metrics: Metrics) -> Verdict:
             broken.append(Broken(rule, min(steps_broken)))
     trained = sum(REWARD.pattern in values for values in metrics.values())
     if broken:
-        level = "failed" if any(it.rule.is_fatal for it in broken) else "warning"
-        return Verdict(level, ", ".join(f"{it.rule.name} at step {it.step}" for it in broken), tuple(broken))
+        level = "failed" if any(breach.rule.is_fatal for breach in broken) else "warning"
+        return Verdict(
+            level, ", ".join(f"{breach.rule.name} at step {breach.step}" for breach in broken), tuple(broken)
+        )
     if trained < LEAST_STEPS:
         return Verdict("unknown", f"too short to judge ({trained} of {LEAST_STEPS} steps)", ())
     return Verdict("stable", "stable", ())

@@ -9,14 +9,14 @@ from scipy.special import stdtrit
 
 Points = Sequence[tuple[int, float]]
 
-# Up to so many points a curve is drawn as it is.
+# Curves with more points are smoothed.
 MOST_UNSMOOTHED = 200
-# The final value of a curve is the mean over this share of its points, the last ones.
+# The final value of a curve is the mean over this fraction of its points, the last ones.
 FINAL_SHARE = 0.1
 
 
 def trailing(values: Sequence[float], window: int, statistic: str = "mean") -> np.ndarray:
-    """Return the mean or median of each value and those before it, `window` of them where there are so many.
+    """Return the trailing mean or median: over the last `window` values up to each one, or over all if there are fewer.
 
     Example:
         >>> trailing([1.0, 3.0, 5.0], 2).tolist()
@@ -26,9 +26,9 @@ def trailing(values: Sequence[float], window: int, statistic: str = "mean") -> n
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:
-    """Return a centred moving mean over a fortieth of a long curve, and a short curve as it is.
+    """Smooth a long curve with a centred moving mean over a fortieth of its points; return a short one unchanged.
 
-    At the ends the window is cut, not filled. NaN is left out, and stays only where a window has nothing else.
+    The window is truncated at both ends. NaN is ignored, unless a window has no other value.
     """
     curve = pd.Series(values, dtype=float)
     if len(curve) <= MOST_UNSMOOTHED:
@@ -37,7 +37,7 @@ def smooth(values: Sequence[float]) -> np.ndarray:
 
 
 def thin(steps: np.ndarray, values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keep at most `most` points of a long curve: smallest and largest of each stretch, so that no peak is lost.
+    """Keep at most `most` points of a long curve: the smallest and largest of each stretch, so that no peak is lost.
 
     Example:
         >>> thin(np.arange(8), np.array([0, 9, 1, 1, 1, 1, -5, 0]), 4)
@@ -46,7 +46,7 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int) -> tuple[np.ndarray, 
     if len(steps) <= most:
         return steps, values
     stretches = np.array_split(np.arange(len(steps)), most // 2)
-    kept = sorted({int(it[at]) for it in stretches for at in _extremes(values[it])})
+    kept = sorted({int(stretch[at]) for stretch in stretches for at in _extremes(values[stretch])})
     return steps[kept], values[kept]
 
 
@@ -57,13 +57,13 @@ def _extremes(values: np.ndarray) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Band:
-    """The mean of several curves with their lowest and highest value, at the steps that all of them have.
+    """Mean, lowest and highest value of several curves, at the steps that all of them have.
 
     Args:
-        steps: [T].
-        mean: [T].
-        low: [T].
-        high: [T].
+        steps: Steps [T].
+        mean: Mean [T].
+        low: Lowest value [T].
+        high: Highest value [T].
     """
 
     steps: np.ndarray
@@ -73,9 +73,9 @@ class Band:
 
 
 def band(curves: Sequence[Points]) -> Band:
-    """Average curves, each smoothed first.
+    """Average curves after smoothing each.
 
-    Only steps that every curve has count: a mean over different seeds at different steps would jump where one ends.
+    Only steps that every curve has are kept: otherwise the mean would jump where one ends.
     """
     by_step = []
     for points in curves:
@@ -87,7 +87,7 @@ def band(curves: Sequence[Points]) -> Band:
 
 
 def final_value(points: Points, share: float = FINAL_SHARE) -> float:
-    """Return the mean over the last `share` of a curve, at least its last point.
+    """Return the mean over the last fraction `share` of a curve, or its last point if that is more.
 
     Example:
         >>> final_value([(step, float(step)) for step in range(1, 21)])
@@ -102,10 +102,10 @@ class Interval:
     """A mean over seeds with its 95 percent interval.
 
     Args:
-        mean: Of the values.
-        low: NaN for a single value.
-        high: NaN for a single value.
-        count: How many values.
+        mean: Mean of the values.
+        low: Lower bound, NaN for a single value.
+        high: Upper bound, NaN for a single value.
+        count: Number of values.
     """
 
     mean: float
@@ -117,7 +117,7 @@ class Interval:
 def mean_interval(values: Sequence[float]) -> Interval:
     """Return the mean with Student's 95 percent interval, mean +- t(0.975, n - 1) * s / sqrt(n).
 
-    It takes the seeds for independent and roughly normal; with two of them it is very wide.
+    It assumes independent and roughly normal seeds, and is very wide for two of them.
 
     Example:
         >>> found = mean_interval([0.7, 0.8, 0.9])

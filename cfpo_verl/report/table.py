@@ -1,4 +1,4 @@
-"""Numbers of runs in tables."""
+"""Tables of the metrics of runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ class FinalNumber:
     """The final value of one metric in every group.
 
     Args:
-        title: With the unit.
-        cells: For each group its mean over seeds with an interval, None where it does not report the metric.
+        title: Title, with the unit if there is one.
+        cells: For each group the mean over seeds with its interval, None if the group does not report the metric.
     """
 
     title: str
@@ -44,10 +44,10 @@ class FinalNumber:
 
 
 def final_numbers(runs: Mapping[str, Metrics], groups: Sequence[Group]) -> list[FinalNumber]:
-    """Return the final value of every metric that a run reports, over the runs of a group that count.
+    """Return the final value of every reported metric, averaged over the counted runs of each group.
 
-    Of a validation metric that is the last measurement; of others the mean over the last tenth of the steps, at least
-    the last one.
+    For a validation metric that is the last measurement, for others the mean over the last tenth of the steps (at least
+    the last one).
     """
     numbers = []
     for curve in CURVES:

@@ -16,7 +16,7 @@ function element(name, className, text) {
   return made;
 }
 
-// Groups of runs are shown and hidden by their legend.
+// The legend shows and hides groups of runs.
 const hidden = new Set();
 for (const button of document.querySelectorAll("[data-toggle]")) {
   button.addEventListener("click", () => {
@@ -31,7 +31,7 @@ for (const button of document.querySelectorAll("[data-toggle]")) {
   });
 }
 
-// Values under the pointer, in every figure of the curves.
+// Show the values under the pointer, in every figure.
 const tooltip = document.getElementById("tooltip");
 
 function nearest(values, x) {
@@ -86,13 +86,13 @@ for (const figure of document.querySelectorAll("[data-plot]")) {
     if (hair) hair.hidden = true;
   };
   for (const event of ["pointermove", "pointerdown"]) {
-    canvas.addEventListener(event, (it) => show(canvas, plot, it.clientX, it.clientY));
+    canvas.addEventListener(event, (pointer) => show(canvas, plot, pointer.clientX, pointer.clientY));
   }
   canvas.addEventListener("pointerleave", hide);
   canvas.addEventListener("pointercancel", hide);
 }
 
-// Responses: texts of models, which are set as text and never as HTML.
+// Responses are untrusted: set as text, never as HTML.
 const PAGE = 12;
 const search = document.getElementById("search");
 const list = document.getElementById("list");
@@ -101,7 +101,7 @@ let limit = PAGE;
 function highlighted(node, text, words) {
   const lower = text.toLowerCase();
   let from = 0;
-  // Where lower case has another length, as of some letters, places would not fit.
+  // For some letters lower case has another length, so that positions in `lower` would be wrong.
   while (lower.length === text.length && words.length) {
     const found = words.map((word) => [lower.indexOf(word, from), word.length]).filter(([place]) => place >= 0);
     if (!found.length) break;
@@ -130,7 +130,7 @@ function card(response, words) {
   head.append(element("span", "", response.step === null ? response.source : `${response.source}, step ${response.step}`));
   head.append(element("span", "", `score ${response.score === null ? "nan" : response.score}`));
   const answers = element("div", "answers");
-  if (response.answer !== null) answers.append(labelled("Answer taken", "", response.answer, words));
+  if (response.answer !== null) answers.append(labelled("Extracted answer", "", response.answer, words));
   if (response.gold) answers.append(labelled("Gold answer", "", response.gold, words));
   made.append(head, labelled("Prompt", "", response.prompt, words), labelled("Response", "text", response.text, words), answers);
   return made;

@@ -1,4 +1,4 @@
-"""Read what a report is made of; one file for each kind of source."""
+"""Readers for the inputs of a report, one module for each kind."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,9 +12,9 @@ from cfpo_verl.report.run import Evaluation, ReportError, Run
 _Named = TypeVar("_Named", Run, Evaluation)
 
 _KINDS = (
-    "a run folder of `cfpo-verl train` (metrics.<attempt>.jsonl), a .jsonl file of verl's file logger, a folder or "
-    "file of TensorBoard (events.out.tfevents...), an export of W&B (.csv, .json, .jsonl or .parquet), or an "
-    "evaluation of `cfpo-verl eval` (its folder or summary.json)"
+    "a run folder of `cfpo-verl train` (metrics.<attempt>.jsonl), a .jsonl file of verl's file logger, a TensorBoard "
+    "folder or file (events.out.tfevents...), a W&B export (.csv, .json, .jsonl or .parquet), or an evaluation of "
+    "`cfpo-verl eval` (its folder or summary.json)"
 )
 
 
@@ -23,7 +23,7 @@ def read(paths: Sequence[Path], responses_per_run: int) -> tuple[list[Run], list
 
     Args:
         paths: Files and folders.
-        responses_per_run: How many responses to keep of each run and evaluation.
+        responses_per_run: Number of responses to keep of each run and evaluation.
 
     Raises:
         ReportError: If one is none of these, or broken; the message says what is accepted.
@@ -32,7 +32,7 @@ def read(paths: Sequence[Path], responses_per_run: int) -> tuple[list[Run], list
     """
     runs: list[Run] = []
     evaluations: list[Evaluation] = []
-    charts: list[Path] = []  # one of W&B's holds a metric or two, so those of a run are read together
+    charts: list[Path] = []  # read together: each W&B chart has only one or two metrics of a run
     for path in paths:
         with reading(path):
             if evaluation.accepts(path):
@@ -54,26 +54,24 @@ def read(paths: Sequence[Path], responses_per_run: int) -> tuple[list[Run], list
 
 
 def _holds_runs(path: Path) -> bool:
-    """Say whether there are run folders inside: the event files deeper down are then theirs."""
-    return path.is_dir() and any(run_folder.accepts(it) for it in path.iterdir())
+    """Return whether a folder has run folders in it, to which the event files below it then belong."""
+    return path.is_dir() and any(run_folder.accepts(folder) for folder in path.iterdir())
 
 
 def _refusal(path: Path) -> str:
     if not path.exists():
-        return f"{path}: no metrics here, there is no such file or folder. Give {_KINDS}"
+        return f"{path}: no metrics here: no such file or folder. Give {_KINDS}"
     if _holds_runs(path):
-        inside = [str(it) for it in sorted(path.iterdir()) if run_folder.accepts(it)]
-        return f"{path}: no metrics here, but run folders. Give {' '.join(inside)}"
+        inside = [str(folder) for folder in sorted(path.iterdir()) if run_folder.accepts(folder)]
+        return f"{path}: no metrics here, only run folders. Give {' '.join(inside)}"
     return f"{path}: no metrics here. Give {_KINDS}"
 
 
 def _with_distinct_names(found: Sequence[_Named]) -> list[_Named]:
-    """Call those of the same name by their folder, and number those that have that in common too."""
-    names = [it.name for it in found]
-    longer = [str(it.folder or it.name) if names.count(it.name) > 1 else it.name for it in found]
+    """Name runs of the same name after their folders, and number those that share the folder too."""
+    short = [source.name for source in found]
+    longer = [str(source.folder or source.name) if short.count(source.name) > 1 else source.name for source in found]
     return [
-        it
-        if name == it.name and longer.count(name) == 1
-        else replace(it, name=name if longer.count(name) == 1 else f"{name} ({number})")
-        for number, (it, name) in enumerate(zip(found, longer, strict=True), start=1)
+        replace(source, name=name if longer.count(name) == 1 else f"{name} ({number})")
+        for number, (source, name) in enumerate(zip(found, longer, strict=True), start=1)
     ]

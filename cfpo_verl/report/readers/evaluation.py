@@ -20,14 +20,14 @@ def _summary_file(path: Path) -> Path:
 
 
 def accepts(path: Path) -> bool:
-    """Say whether this is a summary, or a folder with one."""
+    """Return whether this is a summary, or a folder with one."""
     file = _summary_file(path)
     if file.suffix != ".json" or not file.is_file():
         return False
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
-        return path.is_dir()  # a summary that is broken is an error, another file may be something else
+        return path.is_dir()  # a broken summary.json is an error to report; another file may be something else
     return isinstance(summary, dict) and isinstance(summary.get("sets"), dict)
 
 
@@ -43,12 +43,12 @@ def read(path: Path, response_count: int) -> Evaluation:
     except ValueError as error:
         raise ReportError(f"{file}: not JSON ({error}). Run `cfpo-verl eval` again") from error
     if summary.get("format") != _FORMAT:
-        raise ReportError(f"{file}: format {summary.get('format')!r}, and this version reads format {_FORMAT}")
+        raise ReportError(f"{file}: format {summary.get('format')!r}, but this version reads format {_FORMAT}")
     try:
         _check(summary["sets"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(
-            f"{file}: a set lacks what format {_FORMAT} has ({error!r}). Run `cfpo-verl eval` again"
+            f"{file}: a set lacks a part of format {_FORMAT} ({error!r}). Run `cfpo-verl eval` again"
         ) from error
     model = summary.get("model") or {}
     notes: list[str] = []
@@ -66,7 +66,7 @@ def read(path: Path, response_count: int) -> Evaluation:
 
 
 def _check(sets: dict[str, Any]) -> None:
-    """Raise if a set lacks what the page shows of it."""
+    """Raise if a set lacks a part that the page shows."""
     for found in sets.values():
         for metric in found["metrics"].values():
             for key in ("value", "low", "high"):

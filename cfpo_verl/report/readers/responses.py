@@ -1,25 +1,23 @@
-"""Responses that verl writes while it trains (`trainer.rollout_data_dir`, `trainer.validation_data_dir`)."""
+"""Responses that verl writes during training (`trainer.rollout_data_dir`, `trainer.validation_data_dir`)."""
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from cfpo_verl.report.run import Response
 
-# Keys of verl's trainer, and how their responses are called.
+# Keys of verl's trainer, and our names for their responses.
 _DUMPS = {"validation_data_dir": "validation", "rollout_data_dir": "training"}
-# Steps of each kind that are looked into, the last first: a run has thousands of files, each as large as its batch.
-_STEPS = 3
 
 
 def dump_folders(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Path]:
-    """Return {kind: folder} of what verl has written.
+    """Return {kind: folder} of the responses that verl has written.
 
-    A path of the config holds where the run was started, and runs are moved and copied: a folder of that name in the
-    run folder comes first.
+    A path in the config is relative to where the run was started, but runs are moved and copied: a folder of that name
+    in the run folder comes first.
     """
     trainer = config.get("trainer")
     found: dict[str, Path] = {}
@@ -32,18 +30,20 @@ def dump_folders(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def read_dumps(folders: Mapping[str, Path], count: int, notes: list[str]) -> list[Response]:
-    """Read a sample of the first, middle and last step of each kind, half of it right as far as there is.
+    """Read a sample from the first, middle and last step of each kind, half of it right if possible.
+
+    Not from all steps: a run has thousands of files, each with a whole batch.
 
     Args:
         folders: {kind: folder with <step>.jsonl}.
-        count: How many responses in all.
-        notes: What was left out is added here.
+        count: Total number of responses.
+        notes: A remark for each line that is left out is added here.
     """
     files = [
         (kind, file)
         for kind, folder in folders.items()
         for file in _spread(
-            sorted((it for it in folder.glob("*.jsonl") if it.stem.isdigit()), key=lambda it: int(it.stem))
+            sorted((file for file in folder.glob("*.jsonl") if file.stem.isdigit()), key=lambda file: int(file.stem))
         )
     ]
     found: list[Response] = []
@@ -82,18 +82,18 @@ def _read_dump(kind: str, file: Path, notes: list[str]) -> list[Response]:
 
 
 def choose(found: Iterable[Response], count: int) -> list[Response]:
-    """Choose at most `count` responses, right and wrong by turns as far as there are; always the same ones.
+    """Choose at most `count` responses at random, alternately right and wrong ones if possible; always the same ones.
 
-    The first of each kind in the order of the file are not typical: files are sorted by problem.
+    The first ones of a file would not be typical: files are sorted by problem.
     """
     rng = random.Random(0)
-    right, wrong = _shuffled(found, lambda it: it.is_right, rng), _shuffled(found, lambda it: not it.is_right, rng)
+    right, wrong = _shuffled(found, True, rng), _shuffled(found, False, rng)
     from_right = min(len(right), max(count - count // 2, count - len(wrong)))
     turns = zip_longest(right[:from_right], wrong[: count - from_right])
-    return [it for pair in turns for it in pair if it is not None]
+    return [response for pair in turns for response in pair if response is not None]
 
 
-def _shuffled(found: Iterable[Response], keeps: Callable[[Response], bool], rng: random.Random) -> list[Response]:
-    kept = [it for it in found if keeps(it)]
+def _shuffled(found: Iterable[Response], is_right: bool, rng: random.Random) -> list[Response]:
+    kept = [response for response in found if response.is_right == is_right]
     rng.shuffle(kept)
     return kept

@@ -17,17 +17,17 @@ from cfpo_verl.report.run import Run, State, judge_state
 from cfpo_verl.run_dir import attempt_files, read_attempts, read_records
 
 _TAIL_BYTES = 65_536
-# What verl's trainers print after the last step.
+# verl's trainers print this after the last step.
 _DONE = "Final validation metrics"
 
 
 def accepts(path: Path) -> bool:
-    """Say whether this is a run folder, with metrics or about to have some."""
+    """Return whether this is a run folder, with metrics or before its first step."""
     return bool(attempt_files(path, "metrics") or attempt_files(path, "config"))
 
 
 def accepts_file(path: Path) -> bool:
-    """Say whether this is a file of verl's `file` logger."""
+    """Return whether this is a file of verl's `file` logger."""
     if path.suffix != ".jsonl" or not path.is_file():
         return False
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -52,7 +52,7 @@ def read(run_dir: Path, response_count: int) -> Run:
 
     Args:
         run_dir: The folder.
-        response_count: How many responses to keep.
+        response_count: Number of responses to keep.
 
     Raises:
         RunDirError: If a line of the metrics other than a torn last one is not a record.
@@ -63,7 +63,7 @@ def read(run_dir: Path, response_count: int) -> Run:
         found, notes = read_attempts(run_dir)
         metrics = _numbers(found, notes)
     if not metrics:
-        notes.append("no step has been finished yet")
+        notes.append("no step has finished yet")
     configs = {attempt: _read_config(file, notes) for attempt, file in attempt_files(run_dir, "config").items()}
     config = list(configs.values())[-1] if configs else None
     changed = _changed_keys(list(configs.values()))
@@ -84,7 +84,7 @@ def read(run_dir: Path, response_count: int) -> Run:
 
 
 def _numbers(metrics: Metrics, notes: list[str]) -> Metrics:
-    """Leave out values that are no numbers, which nothing of ours writes, and note their names."""
+    """Leave out values that are not numbers, and add their names to the notes."""
     numbers = {
         step: {name: value for name, value in values.items() if isinstance(value, int | float)}
         for step, values in metrics.items()
@@ -105,7 +105,7 @@ def _read_config(file: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _changed_keys(configs: list[dict[str, Any]]) -> list[str]:
-    """Return the keys, other than the path of the metrics, in which the last config differs from any before."""
+    """Return the keys, other than the path of the metrics, in which the last config differs from any earlier one."""
     if len(configs) < 2:
         return []
     *earlier, last = [flatten(config) for config in configs]
@@ -146,7 +146,7 @@ def _tail(file: Path) -> str:
 
 
 def _last_words(tail: str) -> str:
-    """Return the error that ended the run: the last line of a traceback without a worker's name before it."""
+    """Return the error that ended the run: the last line of the driver's traceback, which has no prefix of a worker."""
     begins = [
         match.start() for match in re.finditer(r"^Traceback \(most recent call last\):", tail, flags=re.MULTILINE)
     ]

@@ -9,7 +9,7 @@ _PATTERN = "events.out.tfevents.*"
 
 
 def accepts(path: Path) -> bool:
-    """Say whether this is an event file or a folder that has one, at any depth."""
+    """Return whether this is an event file, or a folder with one at any depth."""
     if path.is_file():
         return path.match(_PATTERN)
     return path.is_dir() and next(path.rglob(_PATTERN), None) is not None
@@ -31,7 +31,7 @@ def read(path: Path) -> list[Run]:
 def _read_run(folder: Path, source: Path) -> Run:
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, TENSORS, EventAccumulator
 
-    # 0 keeps all events. When a run is resumed, the accumulator drops what the new attempt replaces.
+    # 0 keeps all events. The accumulator drops events that a resumed run replaces.
     events = EventAccumulator(str(source), size_guidance={SCALARS: 0, TENSORS: 1})
     events.Reload()
     metrics: dict[int, dict[str, float]] = defaultdict(dict)
@@ -39,5 +39,5 @@ def _read_run(folder: Path, source: Path) -> Run:
         for event in events.Scalars(name):
             metrics[event.step][name] = event.value
     if not metrics:
-        raise ReportError(f"{source}: the event files have no scalars, so no step has been finished yet")
+        raise ReportError(f"{source}: the event files have no scalars, so no step has finished yet")
     return Run(folder.resolve().name, "TensorBoard", dict(sorted(metrics.items())), folder=source)

@@ -1,8 +1,8 @@
-"""What can be downloaded from W&B: a run's history as a table, and the CSV export of a chart.
+"""Downloads from W&B: the history of a run as a table, and the CSV export of a chart.
 
 A history has a row for each step and a column for each metric: `run.history()` or `run.scan_history()` of W&B's API
 written as CSV, JSON, JSON lines or parquet, or the parquet file of the artifact <run>-history. The export of a chart
-has the columns Step and "<run> - <metric>", beside them "...__MIN" and "...__MAX", of a metric or a few of any runs.
+has the columns Step, "<run> - <metric>", "...__MIN" and "...__MAX", for one or a few metrics of any number of runs.
 """
 
 import json
@@ -20,21 +20,21 @@ from cfpo_verl.report.run import ReportError, Run
 
 _SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 _STEP = "_step"
-# What W&B's API puts beside metrics.
+# Columns that W&B adds to the metrics.
 _OWN = ("_runtime", "_timestamp", "_wandb")
 _CHART_STEPS = ("Step", "_step", "trainer/global_step", "training/global_step")
 
 
 def accepts(path: Path) -> bool:
-    """Say whether this is a table."""
+    """Return whether this is a table."""
     return path.suffix in _SUFFIXES and path.is_file()
 
 
 def is_chart(path: Path) -> bool:
-    """Say whether this is the CSV export of a chart.
+    """Return whether this is the CSV export of a chart.
 
     Raises:
-        ReportError: If it is no CSV file.
+        ReportError: If a .csv file is not a table.
     """
     if path.suffix != ".csv" or not path.is_file():
         return False
@@ -46,7 +46,7 @@ def read_history(path: Path) -> Run:
     """Read the history of a run.
 
     Raises:
-        ReportError: If it is not one.
+        ReportError: If the file is not one.
     """
     table = _read_table(path)
     if _STEP not in table.columns:
@@ -59,7 +59,6 @@ def read_history(path: Path) -> Run:
     for name in table.columns:
         if name == _STEP or str(name).startswith(_OWN):
             continue
-        # Texts, tables and media become NaN here, as does "NaN"; only numbers that were reported are kept.
         for step, value in zip(table[_STEP], table[name], strict=True):
             number, at = _number(value), _number(step)
             if number is not None and at is not None and math.isfinite(at):
@@ -70,10 +69,10 @@ def read_history(path: Path) -> Run:
 
 
 def read_charts(paths: Sequence[Path]) -> list[Run]:
-    """Read exports of charts, and put together what they have of each run.
+    """Read exports of charts, and join their metrics by run.
 
     Raises:
-        ReportError: If one does not count steps.
+        ReportError: If the x axis of one is not the step.
     """
     runs: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for path in paths:
@@ -93,7 +92,7 @@ def read_charts(paths: Sequence[Path]) -> list[Run]:
                     runs[run][int(at)][metric] = number
     files = ", ".join(path.name for path in paths)
     return [
-        Run(name, "W&B charts", dict(sorted(metrics.items())), notes=(f"only the charts that were exported: {files}",))
+        Run(name, "W&B charts", dict(sorted(metrics.items())), notes=(f"has only the exported charts: {files}",))
         for name, metrics in runs.items()
     ]
 
@@ -124,9 +123,9 @@ def _json_lines(path: Path) -> list[Any]:
 
 
 def _number(value: object) -> float | None:
-    """Return a value as a number, None where a step did not report it or it is none.
+    """Return a value as a number, or None if it is empty or not a number.
 
-    A table has an empty cell where a step did not report a metric, and W&B writes NaN and infinities as words.
+    Cells are empty where a step did not report the metric. W&B writes NaN and infinities as words.
 
     Example:
         >>> _number(0.5), _number("Infinity"), _number(float("nan")), _number("a text"), _number(True)
