@@ -1,4 +1,4 @@
-"""What can be read from our config groups without composing a config."""
+"""Read our config groups without composing a config."""
 
 from importlib.resources import files
 
@@ -9,13 +9,13 @@ from cfpo_verl.errors import UserError
 
 
 def names(group: str) -> list[str]:
-    """Return the names that can be chosen in a config group, for example "experiment"."""
+    """Return the choices of a config group, for example "experiment"."""
     folder = files("cfpo_verl.hydra_configs") / group
     return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
 
 
 def platform_env(platform: str) -> dict[str, str]:
-    """Return {variable: value}, the environment of a platform. Its config file is the only place that has them.
+    """Return the environment variables of a platform, which are defined only in its config file.
 
     Raises:
         UserError: If there is no such platform.

@@ -1,4 +1,4 @@
-"""The experiments of `hydra_configs/experiment`, as a list that can be searched without composing any of them."""
+"""List and search the experiments of `hydra_configs/experiment` without composing them."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,20 +11,20 @@ import yaml
 
 from cfpo_verl.config_groups import names
 
-# Trainers for which the nodes that generate come on top of the topology.
+# Trainers that generate on as many nodes again as the topology has.
 _TWICE = ("one_step_off", "fully_async")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What an experiment chooses, and what its file says of it.
+    """The choices and the description of an experiment.
 
     Args:
-        name: For experiment=NAME.
-        description: The first comment of its file.
-        choices: {config group: file chosen in it}.
+        name: NAME in experiment=NAME.
+        description: First comment of its file.
+        choices: {config group: chosen file}.
         model: Hub id or path of the model.
-        gpus: GPUs in all, 0 if none is used.
+        gpus: Total number of GPUs, 0 on a CPU.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Experiment:
     gpus: int
 
     def has(self, word: str) -> bool:
-        """Say whether a word begins one of the name, a choice, the model, the GPUs or the description, in any case.
+        """Return whether the name, a choice, the model, the GPUs or the description has a word with this beginning.
 
         Example:
             >>> experiment = Experiment("math", "Sums.", {"backend": "fsdp2"}, "Qwen/Qwen3-1.7B", 8)
@@ -45,12 +45,12 @@ class Experiment:
         return re.search(rf"(?<![a-z0-9.]){re.escape(word.lower())}", "\n".join(texts).lower()) is not None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it as plain data."""
+        """Return the experiment as plain data."""
         return asdict(self)
 
 
 def find(words: Sequence[str] = ()) -> list[Experiment]:
-    """Return the experiments that have all of the words, sorted by GPUs and name."""
+    """Return the experiments that match all words, sorted by GPUs and name."""
     found = [_read(name) for name in names("experiment")]
     return sorted(
         (experiment for experiment in found if all(experiment.has(word) for word in words)),
@@ -59,7 +59,7 @@ def find(words: Sequence[str] = ()) -> list[Experiment]:
 
 
 def peak_memory_gb(name: str) -> float | None:
-    """Compose an experiment and return the estimated peak of one GPU in GB, None if docs/plan.md does not cover it."""
+    """Compose an experiment and return the estimated peak memory of a GPU in GB, None if it cannot be estimated."""
     from cfpo_verl.composing import compose
     from cfpo_verl.plan import PlanError, memory_per_gpu_gb
 
@@ -81,7 +81,7 @@ def _read(name: str) -> Experiment:
 
 
 def _choices(name: str) -> Iterator[tuple[str, str]]:
-    """Yield (group, chosen file) as an experiment's defaults list has them, those of the one it builds on first."""
+    """Yield (group, chosen file) from an experiment's defaults list, after those of the experiment that it extends."""
     for entry in yaml.safe_load(_text("experiment", name))["defaults"]:
         if isinstance(entry, str):
             if entry != "_self_" and not entry.startswith("/"):
@@ -93,7 +93,7 @@ def _choices(name: str) -> Iterator[tuple[str, str]]:
 
 def _own_path(group: str, name: str) -> str:
     """Return the model's path that a file sets, or "" if it sets none."""
-    # Not resolved: it may refer to keys of other files.
+    # Not resolved, since it may refer to keys of other files.
     data = yaml.safe_load(_text(group, name))
     return str(data.get("actor_rollout_ref", {}).get("model", {}).get("path", ""))
 

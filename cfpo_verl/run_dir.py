@@ -1,14 +1,14 @@
-"""The files of a run folder: who writes which, and how attempts are told apart.
+"""The files of a run folder, and the attempts that wrote them.
 
     metrics.<attempt>.jsonl   verl's `file` logger, one line per step
     config.<attempt>.yaml     the resolved config
-    versions.<attempt>.json   versions of the packages that decide a result
+    versions.<attempt>.json   versions of the packages that affect results
     log.<attempt>.txt         the output of all processes, Ray's workers included
     checkpoints/              verl's
-    stop_requested            whoever wants the run to save and end makes it; `cfpo-verl train` removes it
-    tracking_id               id of the run at W&B or SwanLab, the same for all attempts
+    stop_requested            create it to make the run save and end; `cfpo-verl train` removes it
+    tracking_id               id of the run in W&B or SwanLab, the same for all attempts
 
-verl's logger opens its file anew, so every attempt (a resumed or repeated run) has files of its own.
+verl's logger overwrites its file, so every attempt (a resumed or repeated run) has its own files.
 """
 
 import json
@@ -41,11 +41,11 @@ def log_path(run_dir: Path, attempt: int) -> Path:
 
 
 def point_dir(run_dir: str, overrides: Sequence[str]) -> str:
-    """Return the folder of one run of a sweep: two runs in one folder would be taken for attempts at the same.
+    """Return the folder of one run of a sweep: two runs in one folder would count as attempts at the same run.
 
     Args:
-        run_dir: What it would be without the sweep.
-        overrides: What tells the run from the others.
+        run_dir: Folder without the sweep.
+        overrides: Overrides that distinguish the run from the others.
 
     Example:
         >>> point_dir("runs/a", ["seed=1", "policy_model=org/name"])
@@ -55,25 +55,25 @@ def point_dir(run_dir: str, overrides: Sequence[str]) -> str:
 
 
 def stop_request_path(run_dir: Path) -> Path:
-    """Return the file that asks a run to save a checkpoint at the end of its step and to end."""
+    """Return the file that asks a run to save a checkpoint after its current step and to end."""
     return run_dir / "stop_requested"
 
 
 def answer_stop_request(run_dir: Path, checkpoint: Path) -> None:
-    """Note in the file of the request that it was met, and with which checkpoint.
+    """Write the saved checkpoint into the file of the request.
 
-    The file is written in place: another node of a network folder sees the content of a file that it opens, while it
-    may go on for a minute not to see a new one.
+    The file is written in place: in a network folder, other nodes see the new content of a file when they open it, but
+    may not see a new file for up to a minute.
     """
     stop_request_path(run_dir).write_text(json.dumps({"saved": str(checkpoint)}) + "\n")
 
 
 def take_stop_request(run_dir: Path) -> Path | None:
-    """Remove the request, if there is one, and return the checkpoint with which it was met, None if it was not."""
+    """Remove the request, if any, and return the checkpoint that was saved for it, None if there is none."""
     path = stop_request_path(run_dir)
     try:
         answer = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # not asked for, or not answered: it is then empty, or what somebody wrote
+    except (FileNotFoundError, ValueError):  # no request, or one without an answer: empty, or with a text of the user's
         answer = None
     path.unlink(missing_ok=True)
     return Path(answer["saved"]) if isinstance(answer, dict) and "saved" in answer else None
@@ -91,7 +91,7 @@ def _numbered_files(run_dir: Path) -> list[re.Match[str]]:
 
 
 def package_versions(names: Iterable[str] = _VERSIONED) -> dict[str, str | None]:
-    """Return the installed version of each distribution, None where it is not installed."""
+    """Return the installed version of each distribution, None if it is not installed."""
     versions: dict[str, str | None] = {}
     for name in names:
         try:
@@ -116,23 +116,23 @@ def write_attempt(run_dir: Path, attempt: int, config_yaml: str) -> None:
 def read_metrics(run_dir: Path) -> dict[int, dict[str, Any]]:
     """Read the metrics of all attempts as one run: {step: {metric: value}}, in order of steps.
 
-    A later attempt goes on from some step. Where it reports a metric at that step it wins, and it replaces
-    everything after it: those steps came from weights that the run no longer has.
+    A later attempt continues from some step. Its metrics take precedence at that step, and it replaces all later steps:
+    these came from weights that the run no longer has.
 
     Raises:
         RunDirError: If there are no metrics, or a line other than a torn last one is not JSON.
     """
     merged, _notes = read_attempts(run_dir)
     if not merged:
-        raise RunDirError(f"{run_dir}: the metrics files are empty, so no step has been finished yet")
+        raise RunDirError(f"{run_dir}: the metrics files are empty, so no step has finished yet")
     return merged
 
 
 def read_attempts(run_dir: Path) -> tuple[dict[int, dict[str, Any]], list[str]]:
-    """Read metrics as `read_metrics` does, of a run that may not have finished a step yet, and say what was special.
+    """Read metrics as `read_metrics` does, also of a run that has not finished a step yet, with notes.
 
     Returns:
-        The metrics, and a sentence for each line that was left out and each attempt that went on from another one.
+        The metrics, and a sentence for each line that was left out and each attempt that continued another one.
 
     Raises:
         RunDirError: If there is no metrics file, or a line other than a torn last one is not JSON.
@@ -148,7 +148,7 @@ def read_attempts(run_dir: Path) -> tuple[dict[int, dict[str, Any]], list[str]]:
             notes.append(f"{file.name}: the last line was cut off while it was written, and is left out")
         if records:
             first, values = records[0]
-            # A resumed run validates at the step of its checkpoint: that step's training metrics still hold.
+            # A resumed run validates at the step of its checkpoint, whose training metrics remain valid.
             values.update({name: value for name, value in merged.get(first, {}).items() if name not in values})
             replaced = [step for step in merged if step > first]
             if merged:
@@ -181,7 +181,7 @@ def read_records(file: Path) -> tuple[list[tuple[int, dict[str, Any]]], bool]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            # verl's logger writes NaN, which JSON lacks, as null.
+            # verl's logger writes NaN, which JSON does not have, as null.
             data = {name: math.nan if value is None else value for name, value in record["data"].items()}
             records.append((int(record["step"]), data))
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,11 +1,10 @@
-"""Build a small causal language model in place and teach it just enough for RL to have a signal.
+"""Train a small causal language model from scratch, just enough for RL to have a signal.
 
-The architecture is Qwen2 in the Hugging Face format, so verl and vLLM treat it as any other model. The
-tokenizer is trained in place. Nothing is downloaded.
+The architecture is Qwen2 in the Hugging Face format, so verl and vLLM treat it as any other model. The tokenizer is
+trained too, and nothing is downloaded.
 
-What the model imitates is a demonstrator who knows the answers but words them in one of four ways, of which the
-verifier accepts the plain number only. So, like a pretrained model, the warmed-up one knows more than it is
-rewarded for, and RL has room.
+The model imitates demonstrations that give the right answer in one of four phrasings, of which the verifier accepts
+only the plain number. So, like a pretrained model, it knows more than it is rewarded for, and RL can improve it.
 """
 
 import json
@@ -47,21 +46,21 @@ class WarmupError(UserError):
 
 @dataclass(frozen=True)
 class WarmupConfig:
-    """Everything that decides the warmed-up model; equal values give the same model.
+    """Settings of the warm-up; equal settings and data give the same model.
 
     Args:
-        seed: Seeds the weights, the order of the examples and the sampling.
+        seed: Seed for the weights, the order of the examples and the sampling.
         hidden_size: Width of the model.
         layers: Number of transformer layers.
-        heads: Number of attention heads. vLLM's CPU attention takes head sizes (hidden_size / heads) from 32 on.
+        heads: Number of attention heads. vLLM's CPU attention needs a head size (hidden_size / heads) of at least 32.
         vocabulary: Size of the byte-level BPE, special tokens included.
         batch_size: Examples per optimiser step.
-        learning_rate: Peak AdamW learning rate, reached after 50 steps and then kept.
+        learning_rate: AdamW learning rate, constant after a linear warm-up of 50 steps.
         evaluate_every: Optimiser steps between two measurements of the accuracy.
-        accuracy_low: Stop as soon as the sampled accuracy is at least this,
-        accuracy_high: and fail if it is then already above this.
+        accuracy_low: Stop as soon as the sampled accuracy is at least this.
+        accuracy_high: Fail if the accuracy is above this by then.
         max_steps: Give up after this many steps.
-        samples: Responses per held-out prompt in a measurement, at temperature 1.
+        samples: Responses per held-out prompt in a measurement, sampled at temperature 1.
         max_new_tokens: Longest response, in tokens.
     """
 
@@ -84,7 +83,7 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
     """Train a byte-level BPE in which every digit is a token of its own, with a chat template.
 
     Args:
-        texts: What the merges are learnt from.
+        texts: Texts from which the merges are learnt.
         vocabulary: Number of tokens: 256 bytes, four special tokens, the rest merges.
     """
     tokenizer = Tokenizer(models.BPE())
@@ -105,7 +104,7 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, config: WarmupConfig) -> Qwen2ForCausalLM:
-    """Return a randomly initialised Qwen2 in float32 that fits the tokenizer."""
+    """Return a randomly initialised Qwen2 in float32 for the tokenizer."""
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
@@ -124,7 +123,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, config: WarmupConfig) -> Qwe
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, problem: Problem) -> list[int]:
-    """Return the prompt as verl will present it: chat template, then the cue to answer."""
+    """Return the prompt as verl presents it: with the chat template and its generation prompt."""
     messages = [{"role": "user", "content": problem.question}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return tokenizer.encode(text, add_special_tokens=False)
@@ -150,7 +149,7 @@ def sampled_accuracy(
     samples: int,
     max_new_tokens: int,
 ) -> float:
-    """Return the share of right answers among `samples` responses per problem, drawn at temperature 1.
+    """Return the fraction of right answers among `samples` responses per problem, sampled at temperature 1.
 
     Responses are scored by the reward that training uses.
     """
@@ -167,7 +166,7 @@ def sampled_accuracy(
         max_new_tokens=max_new_tokens,
     )
     responses = tokenizer.batch_decode(outputs[:, inputs.shape[1] :], skip_special_tokens=True)
-    # Of the problems whose response is nothing but the answer.
+    # The score of problems whose response is nothing but the answer.
     scores = [
         compute_score("arithmetic", response, gold)["acc"] for response, gold in zip(responses, golds, strict=True)
     ]
@@ -180,19 +179,19 @@ def warm_up(
     config: WarmupConfig,
     on_measurement: Callable[[int, float], None] = lambda _step, _accuracy: None,
 ) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast, list[tuple[int, float]]]:
-    """Teach a new model the task by next-token prediction until it sometimes succeeds.
+    """Train a new model on the task by next-token prediction until it sometimes succeeds.
 
     Args:
         train: Problems to learn from.
-        held_out: Problems to measure on; none of them is trained on.
-        config: What decides the result.
+        held_out: Problems to measure the accuracy on; not trained on.
+        config: Settings.
         on_measurement: Called with (step, accuracy) after every measurement.
 
     Returns:
         The model, its tokenizer, and all measurements as (step, accuracy).
 
     Raises:
-        WarmupError: If the accuracy jumped over the window, or never reached it.
+        WarmupError: If the accuracy exceeded `accuracy_high` in one jump, or never reached `accuracy_low`.
     """
     torch.manual_seed(config.seed)
     demonstrator = random.Random(config.seed)
@@ -237,12 +236,16 @@ def warm_up(
 
 
 def fingerprint(config: WarmupConfig, files: Sequence[Path]) -> dict[str, object]:
-    """Return what decides a warmed-up model: its config and the content of its data files."""
+    """Return what determines a warmed-up model: its config and the hashes of its data files."""
     return {"config": asdict(config), "sha256": [sha256(file) for file in files]}
 
 
 def is_current(out: Path, expected: dict[str, object]) -> bool:
-    """Say whether `out` holds the finished model with this fingerprint."""
+    """Return whether `out` has a finished model with this fingerprint.
+
+    Raises:
+        FileError: If its `warmup.json` cannot be read.
+    """
     record = out / "warmup.json"
     if not record.is_file():
         return False
@@ -255,13 +258,13 @@ def is_current(out: Path, expected: dict[str, object]) -> bool:
 
 
 def check_replaceable(out: Path) -> None:
-    """Refuse a folder that this module did not write, since saving replaces it as a whole.
+    """Refuse a folder that this module did not write, since saving would delete its content.
 
     Raises:
-        FileError: If `out` is there, is not empty and holds no `warmup.json`.
+        FileError: If `out` exists, is not empty and has no `warmup.json`.
     """
     if out.exists() and not (out / "warmup.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise FileError(f"{out} exists and is not a warmed-up model; it would be lost. Choose another --out")
+        raise FileError(f"{out} exists and is not a warmed-up model, so it is not overwritten. Choose another --out")
 
 
 def save(
@@ -271,7 +274,7 @@ def save(
     measurements: list[tuple[int, float]],
     made_from: dict[str, object],
 ) -> None:
-    """Write a Hugging Face folder with `warmup.json` in it, replacing an older one only once it is complete.
+    """Write a Hugging Face folder with a `warmup.json`, replacing an older one only when it is complete.
 
     Raises:
         FileError: If `out` is something else (see `check_replaceable`), or the system refuses to write it.
