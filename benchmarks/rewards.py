@@ -52,6 +52,7 @@ from rich.progress import track
 from benchmarks.tables import print_rows
 from cfpo_verl.data_prep.answers import stated
 from cfpo_verl.data_sources import data_source
+from cfpo_verl.errors import UserError
 from cfpo_verl.rewards import compute_score, compute_score_async
 from cfpo_verl.rewards.answers import canonical_answer, parse_number, read
 from cfpo_verl.rewards.compare import compare
@@ -195,7 +196,7 @@ def verify_by_math_verify(gold: str, answers: list[str]) -> list[str]:
 # Responses.
 
 
-class TooFewProblemsError(ValueError):
+class TooFewProblemsError(UserError):
     """More problems are asked for than there are."""
 
 

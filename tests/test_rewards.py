@@ -232,7 +232,7 @@ def test_the_canary_notices_every_verdict_that_is_off(monkeypatch, case):
         lying.workers, "submit", lambda answer, *_others: finished(Decision(r"\cos x}{" in answer or "+ 6" in answer))
     )
     with pytest.raises(canary.CanaryError, match=r"scores [01] instead of [01]"):
-        canary.check(lying)
+        canary.check(lying.verify)
 
 
 def finished(result):

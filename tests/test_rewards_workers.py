@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from cfpo_verl.rewards import workers as workers_module
-from cfpo_verl.rewards.workers import Limits, SymbolicWorkers
+from cfpo_verl.rewards.workers import LimitError, Limits, SymbolicWorkers
 
 # Neither is decided within any deadline of these tests: an expansion with millions of terms.
 POISON = (r"(a+b+c+d+f+g)^{60}\sin x", r"(a+b+c+d+f+g)^{59}(a+b+c+d+f+g+x)\sin x")
@@ -252,7 +252,7 @@ def test_closing_ends_the_workers():
 @pytest.mark.parametrize("name", ["workers", "deadline_s", "memory_gb"])
 @pytest.mark.parametrize("value", [0, -1, "x", None, True])
 def test_limits_must_be_positive_numbers(name, value):
-    with pytest.raises(ValueError, match=f"reward_kwargs.{name} must be a number greater than 0, got {value!r}"):
+    with pytest.raises(LimitError, match=f"reward_kwargs.{name} must be a number greater than 0, got {value!r}"):
         Limits(**{name: value})
 
 

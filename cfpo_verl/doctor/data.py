@@ -16,6 +16,7 @@ from cfpo_verl.data_sources import data_source
 from cfpo_verl.demands import data_files
 from cfpo_verl.doctor.finding import Finding, failed, failed_with, ok, warning
 from cfpo_verl.doctor.model import local_folder
+from cfpo_verl.errors import UserError
 from cfpo_verl.rewards import REWARD_KWARGS, canary, unfit_gold
 from cfpo_verl.rewards import close as close_rewards
 from cfpo_verl.terminal import first_line
@@ -267,7 +268,7 @@ def check_reward(config: DictConfig) -> Iterator[Finding]:
             if scores["score"] != expected:
                 raise canary.CanaryError(canary.explain(response, gold, scores["score"], expected))
         yield ok(f"{len(canary.CASES)} known answers scored correctly")
-    except (canary.CanaryError, ValueError, ImportError, AttributeError) as error:
+    except (UserError, ValueError, ImportError, AttributeError) as error:
         yield failed(f"reward.custom_reward_function: {error}", "See docs/rewards.md for the requirements")
     finally:
         close_rewards()

@@ -54,7 +54,7 @@ def compute_score(
 
     Raises:
         CanaryError: At the first call, if this process's verifier does not work.
-        ValueError: If a limit is none.
+        LimitError: If a limit is not a positive number.
 
     Example:
         >>> compute_score("openai/gsm8k", "Half of it is 12.\n#### 12", "12")

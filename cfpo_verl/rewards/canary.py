@@ -4,12 +4,10 @@ A verifier that has gone wrong (a missing package, workers that die, a limit tha
 everything, which looks like a model that does not learn.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from cfpo_verl.errors import UserError
-
-if TYPE_CHECKING:
-    from cfpo_verl.rewards.verifier import Verifier
 
 # Data source, response, gold answer, score. The last four need a worker process.
 CASES = (
@@ -26,6 +24,18 @@ CASES = (
 )
 
 
+class Verdict(Protocol):
+    """What a verifier returns about a response."""
+
+    @property
+    def is_correct(self) -> bool:
+        """Whether its answer is the gold answer."""
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the comparison hit its time or memory limit."""
+
+
 class CanaryError(UserError):
     """The verifier gives a wrong verdict on a known answer, so a run would train on wrong rewards."""
 
@@ -40,14 +50,16 @@ def explain(response: str, gold: str, got: float, expected: float, timed_out: bo
     )
 
 
-def check(verifier: "Verifier") -> None:
+def check(verify: Callable[[Sequence[tuple[str, str, str]]], Iterable[Verdict]]) -> None:
     """Score all cases.
 
+    Args:
+        verify: Takes (data source, response, gold answer) of all cases, returns their verdicts in the same order.
+
     Raises:
-        CanaryError: At the first verdict that is off.
+        CanaryError: At the first wrong verdict.
     """
-    asked = [verifier.start(source, response, gold, None) for source, response, gold, _expected in CASES]
-    for outcome, (_source, response, gold, expected) in zip(asked, CASES, strict=True):
-        result = verifier.finish(outcome)
+    verdicts = verify([(source, response, gold) for source, response, gold, _expected in CASES])
+    for result, (_source, response, gold, expected) in zip(verdicts, CASES, strict=True):
         if result.is_correct != expected:
             raise CanaryError(explain(response, gold, result.is_correct, expected, result.timed_out))

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
@@ -125,6 +125,11 @@ class Verifier:
         is_correct = decision.is_equal and not (asked.problem and is_echo(asked.answer, asked.gold, asked.problem))
         return Result(is_correct, has_answer=True, fast_path=False, timed_out=decision.timed_out)
 
+    def verify(self, cases: Iterable[tuple[str, str, str]]) -> Iterator[Result]:
+        """Score (data source, response, gold answer) one by one, after all of them have been started."""
+        started = [self.start(source, response, gold, None) for source, response, gold in cases]
+        return map(self.finish, started)
+
     def _decide(self, *job: Any) -> "Future[Decision]":
         """Ask a worker process, once about the same thing: the responses of a group often agree."""
         with self._lock:
@@ -220,7 +225,7 @@ def verifier_for(limits: Limits) -> Verifier:
         if limits not in _verifiers:
             made = Verifier(limits)
             try:
-                canary.check(made)
+                canary.check(made.verify)
             except canary.CanaryError as error:
                 _failures[limits] = error
                 made.workers.close()

@@ -21,6 +21,8 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+from cfpo_verl.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 # A worker is replaced after so many jobs, so that no leak of a library can grow.
@@ -30,6 +32,10 @@ _WALL_DEADLINE_S = 30.0
 _ATTEMPTS = 3
 # With which a worker ends itself when a job wants too much memory.
 _OUT_OF_MEMORY = 71
+
+
+class LimitError(UserError):
+    """A limit of the worker processes is not a positive number."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,14 @@ class Limits:
     memory_gb: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse limits under which nothing could be decided."""
+        """Refuse limits under which nothing could be decided.
+
+        Raises:
+            LimitError: If one is not a positive number.
+        """
         for name, value in vars(self).items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"reward_kwargs.{name} must be a number greater than 0, got {value!r}")
+                raise LimitError(f"reward_kwargs.{name} must be a number greater than 0, got {value!r}")
 
 
 @dataclass(frozen=True)
