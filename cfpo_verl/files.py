@@ -1,9 +1,11 @@
 """Files that are whole or absent, and errors that name the file."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cfpo_verl.errors import UserError
 
@@ -68,6 +70,23 @@ def write_atomically(path: Path, text: str) -> None:
     """
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        FileError: If it cannot be read, is not JSON, or holds something else.
+    """
+    with reading(path):
+        text = path.read_text(encoding="utf-8")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise FileError(f"{path}, line {error.lineno}: not JSON ({error.msg}, column {error.colno})") from error
+    if not isinstance(value, dict):
+        raise FileError(f"{path}: must hold a JSON object, not {type(value).__name__}")
+    return value
 
 
 def nearest_folder(path: str) -> Path:

@@ -12,13 +12,16 @@ import pytest
 import verl  # noqa: F401  before an evaluation sets the environment in which it would choose the CPU platform
 from conftest import shared_data
 from parquet_rows import write_rows
+from typer.testing import CliRunner
 
 from cfpo_verl import warmup
 from cfpo_verl.config_groups import platform_env
 from cfpo_verl.data_prep.arithmetic import make_problems
 from cfpo_verl.data_prep.schema import SCHEMA as ROWS
 from cfpo_verl.data_prep.schema import DataError, Problem, to_row
+from cfpo_verl.errors import UserError
 from cfpo_verl.evaluation import models, running, scoring, store, summary
+from cfpo_verl.evaluation.cli import app
 from cfpo_verl.evaluation.comparison import compare
 from cfpo_verl.evaluation.engine import Finished, Progress, Request, drive
 from cfpo_verl.evaluation.foreign import read_responses
@@ -293,7 +296,7 @@ def test_a_folder_of_something_else_is_left_alone(model, sums, tmp_path, engine)
     engine()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("")
-    with pytest.raises(EvaluationError, match="is there already, and no evaluation that could go on"):
+    with pytest.raises(EvaluationError, match="already exists and is not an evaluation to resume"):
         running.run(str(model), str(sums), tmp_path / "out", None, None, OPTIONS)
 
 
@@ -462,7 +465,7 @@ def test_generations_of_verl_are_scored(tmp_path):
     assert scored["index"].tolist() == [0, 0, 1, 1, 2, 2]
     assert scored["uid"].tolist()[::2] == [row["extra_info"]["uid"] for row in rows]
     assert scored["finish_reason"].isna().all()
-    with pytest.raises(EvaluationError, match="is there already"):
+    with pytest.raises(EvaluationError, match="out: already exists"):
         running.score(tmp_path / "made.parquet", tmp_path / "out", None)
 
 
@@ -490,12 +493,50 @@ def test_the_least_that_can_be_scored(tmp_path):
         ({"text": ["3"]}, "column 'response' is missing. Needed: .* Found: text"),
         ({"response": ["3"], "gold": ["3"]}, "column 'data_source' is missing"),
         ({"response": [], "gold": [], "data_source": []}, "there are no rows"),
+        ({"response": ["3", "4"], "gold": ["3", None], "data_source": "a"}, "row 1: the gold answer is missing"),
+        ({"response": ["3"], "reward_model": [{"gold": "3"}], "data_source": "a"}, "row 0: the gold answer is missing"),
+        ({"responses": [["3", "4"], ["5", "6"]], "gold": ["3", "4"], "data_source": ["a", None]}, "row 1: data_source"),
+        ({"response": ["3"], "gold": ["3"], "data_source": [7]}, "row 0: data_source must be text, got 7"),
+        ({"response": ["3"], "gold": ["3"], "data_source": ["a"], "uid": [1.5]}, "row 0: uid must be text, got 1.5"),
+        (
+            {"response": ["3"], "gold": ["3"], "data_source": ["a"], "sample": ["x"]},
+            r"a column is not of the type in docs/evaluation.md .*'x'.*column sample",
+        ),
+        (
+            {"response": ["3"] * 3, "gold": ["3", "3", "4"], "data_source": "a", "uid": ["p", "p", "q"]},
+            r"x.parquet: a: problem q has 1 responses and problem p has 2",
+        ),
     ],
 )
 def test_what_a_file_lacks_is_named(tmp_path, columns, message):
     pd.DataFrame(columns).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(EvaluationError, match=message):
         read_responses(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and then nothing", b"a,b\n1,2\n"])
+def test_a_file_of_another_format_is_named(tmp_path, content):
+    (tmp_path / "x.parquet").write_bytes(content)
+    with pytest.raises(EvaluationError, match=r"x.parquet: not a parquet file"):
+        read_responses(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("prompt", None, "row 1: prompt must be a list of messages"),
+        ("prompt", [], "row 1: prompt must be a list of messages"),
+        ("prompt", [{"role": "user", "content": None}], "row 1: prompt must be a list of messages"),
+        ("reward_model", {"style": "rule", "ground_truth": None}, "row 1: there is no ground_truth"),
+        ("data_source", None, "row 1: data_source must be text, got None"),
+    ],
+)
+def test_a_row_of_a_set_without_what_is_needed_is_named(tmp_path, column, value, message):
+    rows = [to_row(Problem(f"{a}+1=", str(a + 1)), "arithmetic", "math", "test", a) for a in range(2)]
+    rows[1][column] = value
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=f"x.parquet, {message}"):
+        read_set("x", tmp_path / "x.parquet")
 
 
 @pytest.fixture
@@ -540,8 +581,87 @@ def test_nothing_shared_is_an_error(two, tmp_path):
     running.score(tmp_path / "x.parquet", tmp_path / "x", None)
     with pytest.raises(EvaluationError, match="share no problem: sets sums, and arithmetic"):
         compare(two[0], tmp_path / "x")
-    with pytest.raises(EvaluationError, match=r"no finished evaluation.*none was begun here"):
+    with pytest.raises(EvaluationError, match=r"not a finished evaluation.*no evaluation was begun here"):
         compare(two[0], tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("summary.json", b'{"sets": {', "summary.json, line 1: not JSON"),
+        ("summary.json", b"\xff", "summary.json: cannot be read: not UTF-8"),
+        ("summary.json", b"[]", "summary.json: must hold a JSON object, not list"),
+        ("summary.json", b'{"name": "a"}', "summary.json: not the summary of an evaluation, 'sets' must be"),
+        (
+            "summary.json",
+            b'{"name": "a", "sets": {"x": {"problems": 1, "samples": 2, "metrics": {"avg@2": 1}}}}',
+            "avg@2 of x must have value, low and high",
+        ),
+        ("generations.parquet", b"PAR1", "generations.parquet: not a parquet file"),
+        ("generations.parquet", pd.DataFrame({"set": ["x"]}).to_parquet(), "'uid' is missing"),
+    ],
+)
+def test_a_torn_or_foreign_file_of_an_evaluation_is_named(two, file, content, message):
+    (two[1] / file).write_bytes(content)
+    result = CliRunner().invoke(app, ["compare", *map(str, two)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{two[1] / file}" in result.stderr
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("settings.json", '{"sets": ', "settings.json, line 1: not JSON"),
+        ("settings.json", "{}", "settings.json: not the settings of an evaluation"),
+        ("responses.jsonl", "not JSON\n", "responses.jsonl, line 2: not a finished response .*Delete the line"),
+        ("responses.jsonl", '{"set": "sums"}\n', "responses.jsonl, line 2: not a finished response .*KeyError: 'uid'"),
+        ("responses.jsonl", "3\n", "responses.jsonl, line 2: not a finished response"),
+    ],
+)
+def test_an_evaluation_with_a_torn_file_is_not_resumed(model, sums, tmp_path, engine, file, content, message):
+    engine(dies_after=1)
+    with pytest.raises(running.GenerationError):
+        running.run(str(model), str(sums), tmp_path / "out", None, None, OPTIONS)
+    with (tmp_path / "out" / file).open("a" if file.endswith("l") else "w") as opened:
+        opened.write(content)
+    engine()
+    with pytest.raises(UserError, match=message):
+        running.run(str(model), str(sums), tmp_path / "out", None, None, OPTIONS)
+
+
+def test_a_bug_of_ours_is_a_traceback(two, model, sums, tmp_path, engine, monkeypatch):
+    def fail(*_arguments):
+        raise ValueError("zip() argument 2 is shorter than argument 1")
+
+    engine()
+    arguments = ["run", str(model), "--sets", str(sums), "--max-tokens", "8", "--out"]
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "append", fail)  # inside the loop around the engine
+        generating = CliRunner().invoke(app, [*arguments, str(tmp_path / "out")])
+    with monkeypatch.context() as patched:
+        patched.setattr(summary, "per_problem", fail)
+        comparing = CliRunner().invoke(app, ["compare", *map(str, two)])
+    for result in (generating, comparing):
+        assert result.exit_code == 1
+        assert "Traceback (most recent call last)" in result.stderr
+        assert "ValueError: zip() argument 2 is shorter" in result.stderr
+        assert "this is a bug in cfpo_verl" in result.stderr
+    assert CliRunner().invoke(app, [*arguments, str(tmp_path / "out")]).exit_code == 0
+
+
+def test_a_model_that_cannot_be_loaded_is_named(model, sums, tmp_path, engine):
+    import shutil
+
+    engine()
+    shutil.copytree(model, tmp_path / "torn")
+    (tmp_path / "torn" / "tokenizer.json").write_text("{")
+    with pytest.raises(EvaluationError, match=r"torn: the model cannot be loaded \(.+\)"):
+        running.run(str(tmp_path / "torn"), str(sums), tmp_path / "out", None, None, OPTIONS)
+    shutil.copytree(model, tmp_path / "strict")
+    (tmp_path / "strict" / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(EvaluationError, match=r"strict: the chat template fails on a prompt \(roles must alternate\)"):
+        running.run(str(tmp_path / "strict"), str(sums), tmp_path / "out", None, None, OPTIONS)
 
 
 def test_prompts_are_those_of_verls_agent_loop(run_forked, model, sums, tmp_path):
@@ -612,8 +732,8 @@ def test_the_command_line_says_what_is_wrong(run_cli, tmp_path):
             ["eval", "run", "m", "--sets", "aime24", "--out", "o", "--chat-template-kwargs", "[]"],
             "--chat-template-kwargs must be a JSON object, got []",
         ),
-        (["eval", "score", "x.parquet", "--out", "o"], "x.parquet: cannot be read as parquet"),
-        (["eval", "compare", "a", "b"], "a: no finished evaluation"),
+        (["eval", "score", "x.parquet", "--out", "o"], "x.parquet: cannot be read (No such file or directory)"),
+        (["eval", "compare", "a", "b"], "a: not a finished evaluation"),
     ):
         result = run_cli(*arguments)
         assert result.returncode == 2, result.stderr

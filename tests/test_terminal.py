@@ -15,7 +15,7 @@ from cfpo_verl.errors import UserError
 from cfpo_verl.terminal import WIDTH, App, wide_console
 
 # Failures that are results, in processes or code of others: verl, Hydra, OmegaConf and Ray must get them as they are.
-NOT_FOR_USERS = {"RunEndedError", "NonFiniteError", "RewardError", "GroupError", "NotAlgebra", "Dropped", "UnevenError"}
+NOT_FOR_USERS = {"RunEndedError", "NonFiniteError", "RewardError", "GroupError", "NotAlgebra", "Dropped"}
 
 
 class LateError(UserError):

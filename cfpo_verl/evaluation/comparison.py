@@ -54,7 +54,12 @@ def compare(first: Path, second: Path) -> tuple[list[Row], list[str]]:
         EvaluationError: If one is not finished, or they share no problem.
     """
     tables = [store.read_generations(folder) for folder in (first, second)]
-    counted = [dict(summary.count(table)) for table in tables]
+    counted = []
+    for folder, table in zip((first, second), tables, strict=True):
+        try:
+            counted.append(dict(summary.count(table)))
+        except summary.UnevenError as error:
+            raise EvaluationError(f"{folder / store.GENERATIONS}: {error}") from error
     shared = [name for name in counted[0] if name in counted[1]]
     rows: list[Row] = []
     notes = list(differences(*(store.read_summary(folder) for folder in (first, second))))

@@ -10,39 +10,37 @@ import pyarrow.parquet as pq
 from cfpo_verl.data_prep.text import fingerprint, normalise
 from cfpo_verl.evaluation.sets import EvaluationError
 from cfpo_verl.evaluation.store import SCHEMA
+from cfpo_verl.evaluation.summary import UnevenError, check_even
+from cfpo_verl.files import reading
 
 
 def read_responses(file: Path) -> pd.DataFrame:
     """Read generations of any origin as a table with the columns that scoring and generations.parquet need.
 
     Raises:
-        EvaluationError: If the file cannot be read, or lacks something.
+        EvaluationError: If something is missing in it, or not of the type that it must have.
+        FileError: If the system refuses to read it.
     """
-    try:
-        table = pq.read_table(file).to_pandas()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise EvaluationError(f"{file}: cannot be read as parquet ({error})") from error
-    if "responses" in table and "response" not in table:
-        table = table.explode("responses", ignore_index=True).rename(columns={"responses": "response"})
+    table = _read(file)
     if "gold" not in table and "reward_model" in table:
-        table["gold"] = [str(model["ground_truth"]) for model in table["reward_model"]]
-    missing = [column for column in ("response", "data_source", "gold") if column not in table]
-    if missing or table.empty:
-        what = f"column {missing[0]!r} is missing" if missing else "there are no rows"
-        raise EvaluationError(
-            f"{file}: {what}. Needed: response (or a list `responses`), data_source, and gold or reward_model. "
-            f"Found: {', '.join(map(str, table.columns))}"
-        )
-    infos = table["extra_info"] if "extra_info" in table else [None] * len(table)
-    if "problem" not in table:
-        table["problem"] = [str((info or {}).get("problem") or (info or {}).get("question") or "") for info in infos]
+        table["gold"] = [
+            model.get("ground_truth") if isinstance(model, dict) else None for model in table["reward_model"]
+        ]
+    _check_rows(file, table)
+    if "response" not in table:
+        table = table.explode("responses", ignore_index=True).rename(columns={"responses": "response"})
+    infos = [info if isinstance(info, dict) else {} for info in table.get("extra_info", [None] * len(table))]
+    if "problem" in table:
+        table["problem"] = table["problem"].fillna("").astype(str)
+    else:
+        table["problem"] = [str(info.get("problem") or info.get("question") or "") for info in infos]
     if "prompt" in table:
-        table["prompt"] = [prompt if isinstance(prompt, str) else _said(prompt) for prompt in table["prompt"]]
+        table["prompt"] = [prompt if isinstance(prompt, str) else _last_message(prompt) for prompt in table["prompt"]]
     else:
         table["prompt"] = None
     if "uid" not in table:
         table["uid"] = [
-            (info or {}).get("uid") or fingerprint(normalise(problem or prompt or ""), normalise(str(gold)))
+            str(info.get("uid") or "") or fingerprint(normalise(problem or prompt or ""), normalise(str(gold)))
             for info, problem, prompt, gold in zip(infos, table["problem"], table["prompt"], table["gold"], strict=True)
         ]
     if "set" not in table:
@@ -54,11 +52,58 @@ def read_responses(file: Path) -> pd.DataFrame:
     for column in SCHEMA.names:
         if column not in table:
             table[column] = None
-    return table.assign(gold=table["gold"].astype(str), response=table["response"].fillna("").astype(str)).reset_index(
-        drop=True
-    )
+    table = table.assign(gold=table["gold"].astype(str), response=table["response"].fillna("").astype(str))
+    table = table.reset_index(drop=True)
+    _check_table(file, table)
+    return table
 
 
-def _said(messages: Any) -> str | None:
-    """Return the last message of a prompt in verl's schema."""
-    return None if messages is None or len(messages) == 0 else str(messages[-1]["content"])
+def _read(file: Path) -> pd.DataFrame:
+    try:
+        with reading(file), file.open("rb") as opened:
+            return pq.read_table(opened).to_pandas()
+    except pa.ArrowException as error:
+        raise EvaluationError(f"{file}: not a parquet file ({error})") from error
+
+
+def _check_rows(file: Path, table: pd.DataFrame) -> None:
+    """Check the columns that every file must have, and the text in each row of them."""
+    needed = ("responses" if "responses" in table and "response" not in table else "response", "data_source", "gold")
+    missing = [column for column in needed if column not in table]
+    if missing or table.empty:
+        what = f"column {missing[0]!r} is missing" if missing else "there are no rows"
+        raise EvaluationError(
+            f"{file}: {what}. Needed: response (or a list `responses`), data_source, and gold or reward_model. "
+            f"Found: {', '.join(map(str, table.columns))}"
+        )
+    for column in ("data_source", "set", "uid"):
+        for row, value in enumerate(table.get(column, ())):
+            if not isinstance(value, str):
+                raise EvaluationError(f"{file}, row {row}: {column} must be text, got {value!r}")
+    unknown = table["gold"].isna().to_numpy().nonzero()[0]
+    if len(unknown):
+        raise EvaluationError(f"{file}, row {unknown[0]}: the gold answer is missing")
+
+
+def _check_table(file: Path, table: pd.DataFrame) -> None:
+    """Check what `store.finish` and the metrics will need, before hours of scoring."""
+    try:
+        pa.Table.from_pandas(table, schema=_GIVEN, preserve_index=False)
+    except pa.ArrowException as error:
+        raise EvaluationError(f"{file}: a column is not of the type in docs/evaluation.md ({error})") from error
+    try:
+        check_even(table)
+    except UnevenError as error:
+        raise EvaluationError(f"{file}: {error}") from error
+
+
+# What a file may bring of generations.parquet; scoring adds the other columns.
+_GIVEN = pa.schema([field for field in SCHEMA if field.name not in ("answer", "vote", "score")])
+
+
+def _last_message(messages: Any) -> str | None:
+    """Return the content of the last message of a prompt in verl's schema, None for anything else."""
+    try:
+        return str(messages[-1]["content"])
+    except (TypeError, IndexError, KeyError):
+        return None

@@ -1,7 +1,7 @@
 """Find the model that an evaluation is about, and what its run says of it."""
 
 import hashlib
-import json
+import os
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from cfpo_verl.doctor.model import is_folder
 from cfpo_verl.evaluation.sets import EvaluationError
 from cfpo_verl.export.checkpoints import find_checkpoint, is_model, lookup, run_config
 from cfpo_verl.export.merge import RECORD, exported
+from cfpo_verl.files import read_json_object, reading
 
 _EDGE_BYTES = 1 << 20
 
@@ -62,14 +63,14 @@ def find_model(given: str, step: int | None = None, trust_remote_code: bool = Fa
         ExportError: If the export fails.
         EvaluationError: If `step` is given for a model that is no run.
     """
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))
     if is_model(path):
         if step is not None:
             raise EvaluationError(f"{given} is a model already: --step is for the checkpoints of a run")
         record = path / RECORD
-        made_from = json.loads(record.read_text())["checkpoint"] if record.is_file() else None
+        made_from = read_json_object(record).get("checkpoint") if record.is_file() else None
         folder = str(path.absolute())
-        if made_from is None or not Path(made_from).is_dir():
+        if not isinstance(made_from, str) or not Path(made_from).is_dir():
             return EvalModel(folder, given)
         checkpoint = find_checkpoint(Path(made_from))
         return _of_run(folder, given, checkpoint.run_dir, checkpoint.step)
@@ -94,18 +95,19 @@ def fingerprint(path: str, revision: str | None) -> str:
         path: Folder or hub id.
         revision: Commit on the hub.
     """
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if not folder.is_dir():
         return f"{path}@{revision}"
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file.name not in (RECORD, "README.md"):
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size}".encode())
-            with file.open("rb") as opened:
-                digest.update(opened.read(_EDGE_BYTES))
-                opened.seek(max(0, size - _EDGE_BYTES))
-                digest.update(opened.read(_EDGE_BYTES))
+    with reading(folder):
+        for file in sorted(folder.iterdir()):
+            if file.is_file() and file.name not in (RECORD, "README.md"):
+                size = file.stat().st_size
+                digest.update(f"{file.name} {size}".encode())
+                with file.open("rb") as opened:
+                    digest.update(opened.read(_EDGE_BYTES))
+                    opened.seek(max(0, size - _EDGE_BYTES))
+                    digest.update(opened.read(_EDGE_BYTES))
     return digest.hexdigest()
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cfpo_verl.evaluation.sets import EvaluationError
+from cfpo_verl.terminal import first_line
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def load_prompter(path: str, kwargs: Mapping[str, Any], trust_remote_code: bool 
     Raises:
         EvaluationError: If tokenizer or config cannot be loaded.
     """
+    from jinja2 import TemplateError
     from transformers import AutoConfig
     from verl.utils import hf_tokenizer
     from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
@@ -49,16 +51,22 @@ def load_prompter(path: str, kwargs: Mapping[str, Any], trust_remote_code: bool 
         builder = create_continuous_token_builder(
             tokenizer, hf_model_type=config.model_type, chat_template_kwargs=dict(kwargs)
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise EvaluationError(f"{path}: model cannot be loaded ({reason})") from error
+    except Exception as error:  # only libraries run above, and tokenizers raises plain Exceptions
+        raise EvaluationError(f"{path}: the model cannot be loaded ({first_line(error)})") from error
     if not tokenizer.chat_template:
         raise EvaluationError(f"{path}: the tokenizer has no chat template, which verl needs to ask a model")
+
+    def encode(messages: Sequence[Mapping[str, str]]) -> list[int]:
+        try:
+            return list(builder.build_initial_tokens([dict(message) for message in messages]))
+        except TemplateError as error:  # a template may refuse a message, or fail on an argument
+            raise EvaluationError(f"{path}: the chat template fails on a prompt ({first_line(error)})") from error
+
     return Prompter(
         tokenizer.chat_template,
         getattr(config, "_commit_hash", None),
         getattr(config, "max_position_embeddings", None),
-        lambda messages: list(builder.build_initial_tokens([dict(message) for message in messages])),
+        encode,
         lambda tokens: str(tokenizer.decode(tokens)),
         lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True)),
     )

@@ -4,7 +4,8 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from multiprocessing import resource_tracker
@@ -18,7 +19,7 @@ from cfpo_verl.cpu.vllm_metadata import is_installed
 from cfpo_verl.data_prep.writing import sha256
 from cfpo_verl.errors import UserError
 from cfpo_verl.evaluation import models, scoring, store, summary
-from cfpo_verl.evaluation.engine import EngineSettings, Request, generate_here, generate_on_cluster
+from cfpo_verl.evaluation.engine import EngineSettings, Progress, Request, generate_here, generate_on_cluster
 from cfpo_verl.evaluation.foreign import read_responses
 from cfpo_verl.evaluation.models import EvalModel
 from cfpo_verl.evaluation.prompts import Prompter, load_prompter
@@ -28,6 +29,7 @@ from cfpo_verl.export.checkpoints import lookup
 from cfpo_verl.processes import ending_what_it_starts
 from cfpo_verl.rewards.workers import Limits
 from cfpo_verl.run_dir import package_versions
+from cfpo_verl.terminal import last_line
 
 FORMAT = 1
 # Where no run says how long a response may be.
@@ -260,38 +262,48 @@ def _generate(
     begin_s, seconds, tokens = time.monotonic(), 0.0, 0
     with output_to(out / store.LOG) as terminal, progress(terminal) as bar:
         task = bar.add_task("starting vLLM", total=len(left) + len(found), completed=len(found), rate="")
-        try:
-            with ending_what_it_starts(_GRACE_S):
-                if engines == 1:
-                    reports = generate_here(settings, requests)
-                else:
-                    reports = generate_on_cluster(settings, requests, engines, env)
-                for number, report in enumerate(reports):
-                    if number == 0:  # ready
-                        begin_s = time.monotonic()
-                    tokens += report.tokens
-                    new = {
-                        left[one.key].key: _response(one.token_ids, one.finish_reason, prompter)
-                        for one in report.finished
-                    }
-                    store.append(file, new)
-                    found.update(new)
-                    seconds = time.monotonic() - begin_s
-                    rate = f"{tokens / seconds:,.0f} tokens/s" if seconds > 0 else ""
-                    bar.update(task, completed=len(found), description="generating", rate=rate)
-        except EvaluationError:
-            raise
-        except Exception as error:
-            last_line = (str(error).strip().splitlines() or [repr(error)])[-1]
-            raise GenerationError(
-                f"generation failed: {last_line}\nAll output up to there is in {out / store.LOG}. "
-                f"{len(found)} responses are kept; the same command goes on from there"
-            ) from error
+        with ending_what_it_starts(_GRACE_S):
+            if engines == 1:
+                reports = generate_here(settings, requests)
+            else:
+                reports = generate_on_cluster(settings, requests, engines, env)
+            for number, report in enumerate(_explained(reports, found, out)):
+                if number == 0:  # ready
+                    begin_s = time.monotonic()
+                tokens += report.tokens
+                new = {
+                    left[one.key].key: _response(one.token_ids, one.finish_reason, prompter) for one in report.finished
+                }
+                store.append(file, new)
+                found.update(new)
+                seconds = time.monotonic() - begin_s
+                rate = f"{tokens / seconds:,.0f} tokens/s" if seconds > 0 else ""
+                bar.update(task, completed=len(found), description="generating", rate=rate)
     return {
         "generation_s": round(seconds, 3),
         "response_tokens": tokens,
         "tokens_per_s": round(tokens / seconds, 1) if seconds > 0 else None,
     }
+
+
+def _explained(reports: Iterator[Progress], found: Mapping[store.Key, store.Response], out: Path) -> Iterator[Progress]:
+    """Yield reports; if the engine fails, say where its log is and how to resume.
+
+    Only the engine's errors: those of the loop over the reports are not seen here.
+
+    Raises:
+        GenerationError: Instead of what vLLM or Ray raise.
+    """
+    try:
+        yield from reports
+    except UserError:
+        raise
+    except Exception as error:
+        traceback.print_exc()  # into the log
+        raise GenerationError(
+            f"generation failed: {last_line(error)}\nThe whole output is in {out / store.LOG}. "
+            f"{len(found)} responses are kept; run the same command again to resume"
+        ) from error
 
 
 def _response(tokens: list[int], finish_reason: str, prompter: Prompter) -> store.Response:
@@ -355,8 +367,8 @@ def score(file: Path, out: Path, name: str | None) -> dict[str, Any]:
     Raises:
         EvaluationError: If the file lacks something, or `out` is taken.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise EvaluationError(f"{out}: is there already. Give another --out, or delete it")
+    if store.is_taken(out):
+        raise EvaluationError(f"{out}: already exists. Give another --out, or delete it")
     table = read_responses(file)
     with progress(sys.stderr) as bar:
         task = bar.add_task("scoring", total=len(table), rate="")

@@ -1,20 +1,22 @@
 """Find the problems of an evaluation by the names of its sets."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
 from cfpo_verl.config_groups import names
-from cfpo_verl.data_prep.schema import DataError, check_file
+from cfpo_verl.data_prep.schema import DataError, check_file, holds_null
 from cfpo_verl.data_prep.text import fingerprint, normalise
 from cfpo_verl.data_prep.writing import sha256
 from cfpo_verl.errors import UserError
+from cfpo_verl.files import reading
 from cfpo_verl.rewards import unfit_gold
 
 
@@ -121,11 +123,18 @@ def read_set(name: str, file: Path, limit: int | None = None) -> EvalSet:
         raise DataError(
             f"{file}: no such file. Write it with: cfpo-verl data prepare {name} --out {file.parent}"
         ) from None
-    columns = [column for column in pq.read_schema(file).names if column in _READ]
-    rows = pq.read_table(file, columns=columns).slice(0, limit).to_pylist()
+    try:
+        with reading(file):
+            columns = [column for column in pq.read_schema(file).names if column in _READ]
+            rows = pq.read_table(file, columns=columns).slice(0, limit).to_pylist()
+    except pa.ArrowException as error:
+        raise DataError(f"{file}: cannot be read ({error})") from error
     seen: Counter[str] = Counter()
     problems = []
     for index, row in enumerate(rows):
+        wrong = _why_unusable(row)
+        if wrong:
+            raise DataError(f"{file}, row {index}: {wrong}")
         problem = _problem(index, row)
         unfit = unfit_gold(problem.data_source, problem.gold)
         if unfit:
@@ -140,20 +149,24 @@ def read_set(name: str, file: Path, limit: int | None = None) -> EvalSet:
 _READ = ("data_source", "prompt", "reward_model", "extra_info")
 
 
+def _why_unusable(row: Mapping[str, Any]) -> str | None:
+    if not isinstance(row["data_source"], str):
+        return f"data_source must be text, got {row['data_source']!r}"
+    if not row["prompt"] or holds_null(row["prompt"]):
+        return "prompt must be a list of messages with role and content"
+    return "there is no ground_truth in reward_model" if holds_null(row["reward_model"]) else None
+
+
 def _problem(index: int, row: dict[str, Any]) -> EvalProblem:
-    info = row.get("extra_info") or {}
+    info = row.get("extra_info")
+    info = info if isinstance(info, dict) else {}
     messages = [{"role": message["role"], "content": message["content"]} for message in row["prompt"]]
     gold = str(row["reward_model"]["ground_truth"])
-    text = info.get("problem") or info.get("question") or ""
-    uid = info.get("uid") or fingerprint(normalise(text or messages[-1]["content"]), normalise(gold))
+    text = str(info.get("problem") or info.get("question") or "")
+    uid = str(info.get("uid") or "") or fingerprint(normalise(text or messages[-1]["content"]), normalise(gold))
     return EvalProblem(index, uid, row["data_source"], text, gold, messages)
 
 
 def read_sets(sets: str, limit: int | None = None) -> list[EvalSet]:
     """Resolve and read sets, see `resolve` and `read_set`."""
     return [read_set(name, file, limit) for name, file in resolve(sets).items()]
-
-
-def count(sets: Iterable[EvalSet]) -> int:
-    """Return the number of problems."""
-    return sum(len(members.problems) for members in sets)

@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cfpo_verl.errors import UserError
 from cfpo_verl.evaluation.intervals import confidence_intervals
 from cfpo_verl.evaluation.rates import avg_at_n, maj_at_k, pass_at_k
 
 Floats = NDArray[np.float64]
 
 
-class UnevenError(ValueError):
+class UnevenError(UserError):
     """Problems of a set have different numbers of responses."""
 
 
@@ -42,6 +43,24 @@ class SetCounts:
         return sorted({2**i for i in range(self.samples.bit_length())} | {self.samples})
 
 
+def check_even(table: pd.DataFrame) -> None:
+    """Check that all problems of a set have the same number of responses.
+
+    Args:
+        table: Columns set and uid, one row per response.
+
+    Raises:
+        UnevenError: If they do not; metrics such as pass@k could not be averaged over the problems.
+    """
+    for name, rows in table.groupby("set", sort=False):
+        numbers = rows["uid"].value_counts(sort=False)
+        if numbers.min() != numbers.max():
+            raise UnevenError(
+                f"{name}: problem {numbers.idxmin()} has {numbers.min()} responses and problem {numbers.idxmax()} has "
+                f"{numbers.max()}; every problem of a set needs the same number"
+            )
+
+
 def count(table: pd.DataFrame) -> Iterator[tuple[str, SetCounts]]:
     """Count right answers and votes for each set.
 
@@ -51,14 +70,10 @@ def count(table: pd.DataFrame) -> Iterator[tuple[str, SetCounts]]:
     Raises:
         UnevenError: If the problems of a set have different numbers of responses.
     """
+    check_even(table)
     for name, rows in table.groupby("set", sort=False):
         problem, uids = pd.factorize(rows["uid"])
         number = np.bincount(problem)
-        if number.min() != number.max():
-            raise UnevenError(
-                f"{name}: problem {uids[number.argmin()]} has {number.min()} responses and problem "
-                f"{uids[number.argmax()]} has {number.max()}; every problem of a set needs as many"
-            )
         is_right = rows["score"].to_numpy() > 0
         correct = np.bincount(problem, weights=is_right).astype(np.int64)
         means = {"format_rate": rows["answer"].notna().to_numpy()}

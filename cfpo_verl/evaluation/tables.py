@@ -1,17 +1,12 @@
 """Print evaluations."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from cfpo_verl.evaluation.comparison import Row
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 160)
+from cfpo_verl.terminal import wide_console
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -28,7 +23,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             table.add_row(*head, metric, value, interval)
             head = ["", "", ""]
         table.add_section()
-    _console().print(table)
+    wide_console().print(table)
 
 
 def print_comparison(rows: Sequence[Row], first: str, second: str) -> None:
@@ -53,4 +48,4 @@ def print_comparison(rows: Sequence[Row], first: str, second: str) -> None:
             f"{row.paired.better} / {row.paired.worse} / {row.paired.equal}",
             f"p = {row.paired.p_value:.2g}",
         )
-    _console().print(table)
+    wide_console().print(table)

@@ -10,6 +10,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cfpo_verl.files import writing
+
 
 @contextmanager
 def progress(stream: TextIO) -> Iterator[Progress]:
@@ -34,7 +36,9 @@ def output_to(log: Path) -> Iterator[TextIO]:
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
     try:
-        with log.open("ab") as file, os.fdopen(os.dup(kept[1]), "w") as terminal:
+        with writing(log):
+            file = log.open("ab")
+        with file, os.fdopen(os.dup(kept[1]), "w") as terminal:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
             try:
