@@ -10,17 +10,20 @@ import torch
 import yaml
 from conftest import run_ranks
 from huggingface_hub import ModelCard
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cfpo_verl import warmup
+from cfpo_verl.composing import compose
 from cfpo_verl.evaluation.models import find_model, fingerprint
 from cfpo_verl.evaluation.sets import EvaluationError
 from cfpo_verl.export import merge
+from cfpo_verl.export.card import _loss, export_with_card
 from cfpo_verl.export.checkpoints import CheckpointError, find_checkpoint, lookup
-from cfpo_verl.export.command import export_with_card
 from cfpo_verl.export.merge import ExportError, export, exported
 
+POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
 CONFIG = {
     "actor_rollout_ref": {
         "model": {"path": "Qwen/Qwen2.5-0.5B"},
@@ -272,6 +275,40 @@ def test_the_card_says_what_is_known(whole_run, tmp_path, evaluation):
     assert "secret" not in "".join(path.read_text() for path in (tmp_path / "out").glob("*.[my][da]*"))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["policy_loss=cfpo", f"{POLICY_LOSS}.epsilon_low=0.1", f"{POLICY_LOSS}.tail=linear"],
+            "`cfpo`, epsilon 0.2, epsilon_low 0.1, tail linear",
+        ),
+        (
+            ["policy_loss=cfpo", f"{POLICY_LOSS}.tail=linear", f"{POLICY_LOSS}.tail_start=0.7"],
+            "`cfpo`, epsilon 0.2, tail linear, tail_start 0.7",
+        ),
+        (["policy_loss=cfpo_sequence"], "`cfpo_sequence`, epsilon 0.0004, tail quadratic"),
+        (["policy_loss=drpo"], "`drpo`, delta 12.5"),
+        (["policy_loss=vanilla"], "`vanilla`, clip_ratio_low 0.2, clip_ratio_high 0.2, clip_ratio_c 3.0"),
+        (["policy_loss=gspo"], "`gspo`, clip_ratio_low 0.0003, clip_ratio_high 0.0004"),
+        (["policy_loss=sapo"], "`sapo`, tau_pos 1.0, tau_neg 1.05"),
+        # Of verl's own options only what was changed, and all that somebody else's loss brings.
+        (
+            ["policy_loss=vanilla", f"{POLICY_LOSS}.loss_mode=clip_cov", f"{POLICY_LOSS}.clip_cov_lb=2.0"],
+            "clip_cov_lb 2.0",
+        ),
+        (
+            [f"+{POLICY_LOSS}.margin=0.5", f"+{POLICY_LOSS}.schedule={{warmup: 3}}"],
+            "margin 0.5, schedule {'warmup': 3}",
+        ),
+    ],
+)
+def test_the_card_states_every_option_of_the_loss(overrides, expected):
+    config = OmegaConf.to_container(compose(["experiment=cpu_quickstart", *overrides]))
+    assert _loss(config).endswith(expected)
+    assert "_target_" not in _loss(config)
+    assert "dro_beta" not in _loss(config)
+
+
 def test_the_card_of_a_bare_checkpoint_claims_nothing(whole_run, tmp_path):
     bare = tmp_path / "somewhere"
     shutil.copytree(whole_run / "checkpoints" / "global_step_3" / "actor", bare)
@@ -286,11 +323,17 @@ def test_the_card_of_a_bare_checkpoint_claims_nothing(whole_run, tmp_path):
 def test_the_command_line(whole_run, tmp_path, run_cli, run_script, evaluation):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "summary.json").write_text('{"sets": ')
+    shutil.copytree(whole_run, tmp_path / "torn_run")
+    (tmp_path / "torn_run" / "config.2.yaml").write_text("seed: [0")
     for arguments, status, message in (
-        (["run", "--out", "taken"], 2, "taken: is there already. Give another --out"),
+        (["run", "--out", "taken"], 2, "taken: already exists. Give another --out"),
         (["gone", "--out", "out"], 2, "gone: no such folder"),
         (["run", "--out", "out", "--step", "9"], 2, "no global_step_9 here, but: 3"),
         (["run", "--out", "out", "--evaluation", "gone"], 2, "gone/summary.json: no such file"),
+        (["run", "--out", "out", "--evaluation", "torn"], 2, "torn/summary.json, line 1: not JSON"),
+        (["torn_run", "--out", "out"], 2, "torn_run/config.2.yaml: not YAML"),
     ):
         result = run_cli("export", *arguments)
         assert result.returncode == status

@@ -1,16 +1,58 @@
 """A model card with what is known of a run, and nothing else."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cfpo_verl.export.checkpoints import Checkpoint, lookup, run_config, weights_dtype
-from cfpo_verl.export.merge import PROMPT, Check
+from cfpo_verl.composing import verl_config_dir
+from cfpo_verl.evaluation import store
+from cfpo_verl.export.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    find_checkpoint,
+    lookup,
+    run_config,
+    weights_dtype,
+)
+from cfpo_verl.export.merge import PROMPT, Check, export
+from cfpo_verl.files import read_json_object
+from cfpo_verl.run_dir import attempt_files
 
 CARD, CONFIG = "README.md", "training_config.yaml"
+
+
+def export_with_card(
+    path: Path, out: Path, step: int | None, evaluations: Sequence[Path], trust_remote_code: bool
+) -> Check:
+    """Export a checkpoint, compare it on a prompt and write its model card.
+
+    Args:
+        path: Run folder or checkpoint.
+        out: Folder to create.
+        step: Step of the run's checkpoint; None for the last complete one.
+        evaluations: Folders of finished evaluations to quote in the card.
+        trust_remote_code: Whether the model folder's own Python code may run.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint or evaluation, or `out` is not empty.
+        EvaluationError: If an evaluation's summary is not one.
+        ExportError: If the merger fails, or the exported model differs from the checkpoint.
+    """
+    checkpoint = find_checkpoint(path, step)
+    for folder in evaluations:
+        if not (folder / store.SUMMARY).is_file():
+            raise CheckpointError(
+                f"{folder / store.SUMMARY}: no such file. --evaluation takes the folder of a finished `cfpo-verl eval`"
+            )
+    summaries = [store.read_summary(folder) for folder in evaluations]
+    return export(
+        checkpoint,
+        out,
+        trust_remote_code,
+        lambda folder, check: write_card(folder, out.absolute().name, checkpoint, check, summaries),
+    )
 
 
 def write_card(
@@ -79,20 +121,37 @@ def _is_hub_id(path: object) -> bool:
 
 
 def _loss(config: dict[str, Any]) -> str:
-    """Return the name of the loss with its own options."""
+    """Return the name of the loss with its options, except those of verl's that have verl's defaults.
+
+    A loss has its own options beside verl's in the same node of the config, whoever wrote it.
+    """
+    import yaml
+
     options = dict(lookup(config, "actor_rollout_ref.actor.policy_loss", {}))
     name = options.pop("loss_mode", "not known")
-    numbers = {"epsilon", "epsilon_high", "tail", "delta"}
-    shown = [f"{key} {value}" for key, value in options.items() if key in numbers and value is not None]
-    if name == "vanilla":
-        clip = [lookup(config, f"actor_rollout_ref.actor.clip_ratio{end}") for end in ("_low", "_high", "_c")]
-        shown = [f"clip {clip[0]} below, {clip[1]} above, dual clip {clip[2]}"]
+    of_verl = yaml.safe_load((Path(verl_config_dir()) / "actor" / "actor.yaml").read_text())["policy_loss"]
+    shown = [
+        f"{key} {value}"
+        for key, value in options.items()
+        if key != "_target_" and value is not None and not (key in of_verl and of_verl[key] == value)
+    ]
+    # verl's losses have options outside of that node too.
+    outside = {key: lookup(config, f"actor_rollout_ref.actor.{key}") for key in _ACTOR_OPTIONS.get(name, ())}
+    shown += [f"{key} {value}" for key, value in outside.items() if value is not None]
     return ", ".join([f"`{name}`", *shown])
+
+
+_ACTOR_OPTIONS = {
+    "vanilla": ("clip_ratio_low", "clip_ratio_high", "clip_ratio_c"),
+    "gspo": ("clip_ratio_low", "clip_ratio_high"),
+    "cispo": ("clip_ratio_low", "clip_ratio_high"),
+    "sapo": ("tau_pos", "tau_neg"),
+}
 
 
 def _data_file(path: str, run_dir: Path | None) -> dict[str, Any]:
     manifest = Path(path).with_suffix(".manifest.json")
-    known = json.loads(manifest.read_text()) if manifest.is_file() else None
+    known = read_json_object(manifest) if manifest.is_file() else None
     return {"path": path, "manifest": known}
 
 
@@ -120,5 +179,5 @@ def _table(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 def _versions(run_dir: Path | None) -> dict[str, str | None]:
     """Return the versions of the last attempt of a run."""
-    attempts = {int(path.name.split(".")[1]): path for path in run_dir.glob("versions.*.json")} if run_dir else {}
-    return dict(json.loads(attempts[max(attempts)].read_text())) if attempts else {}
+    files = list(attempt_files(run_dir, "versions").values()) if run_dir else []
+    return read_json_object(files[-1]) if files else {}

@@ -1,12 +1,12 @@
 """Find a checkpoint of verl, and say what it is."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cfpo_verl.checkpoints import is_checkpoint, step_of, why_model_incomplete
 from cfpo_verl.errors import UserError
+from cfpo_verl.files import read_json_object, reading
 from cfpo_verl.run_dir import attempt_files
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -51,8 +51,13 @@ def has_weights(folder: Path) -> bool:
 
 
 def is_model(path: Path) -> bool:
-    """Return whether a folder is a model that transformers loads."""
-    return (path / "config.json").is_file() and has_weights(path)
+    """Return whether a folder is a model that transformers loads.
+
+    Raises:
+        FileError: If the system refuses to read it.
+    """
+    with reading(path):
+        return (path / "config.json").is_file() and has_weights(path)
 
 
 def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
@@ -63,8 +68,14 @@ def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
         step: Which one; None for the newest whose weights are whole.
 
     Raises:
-        CheckpointError: If there is none, or it lacks what is needed.
+        CheckpointError: If there is none, or a part of it is missing.
+        FileError: If the system refuses to read it.
     """
+    with reading(path):
+        return _find(path, step)
+
+
+def _find(path: Path, step: int | None) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: no such folder. Give a run folder of `cfpo-verl train`, or a checkpoint of verl"
@@ -136,11 +147,25 @@ def _run_dir(actor: Path) -> Path | None:
 
 
 def run_config(run_dir: Path) -> dict[str, Any]:
-    """Return the resolved config of the last attempt of a run; empty without one."""
+    """Return the resolved config of the last attempt of a run; empty without one.
+
+    Raises:
+        CheckpointError: If the file is not the config of a run.
+        FileError: If the system refuses to read it.
+    """
     import yaml
 
     files = list(attempt_files(run_dir, "config").values())
-    return dict(yaml.safe_load(files[-1].read_text())) if files else {}
+    if not files:
+        return {}
+    try:
+        with reading(files[-1]):
+            config = yaml.safe_load(files[-1].read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{files[-1]}: not YAML ({error})") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{files[-1]}: not the config of a run, which is a mapping")
+    return config
 
 
 def lookup(config: dict[str, Any], key: str, default: Any = None) -> Any:
@@ -158,5 +183,5 @@ def lookup(config: dict[str, Any], key: str, default: Any = None) -> Any:
 
 def weights_dtype(folder: Path) -> str | None:
     """Return the type of the numbers in a Hugging Face folder, as its config.json has it."""
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json_object(folder / "config.json")
     return config.get("dtype") or config.get("torch_dtype")

@@ -33,7 +33,7 @@ def export(
     verl's own merger does the conversion; the result is then loaded with transformers and compared with the checkpoint
     on a prompt.
     """
-    from cfpo_verl.export.command import export_with_card
+    from cfpo_verl.export.card import export_with_card
 
     check = export_with_card(checkpoint, out, step, evaluation or [], trust_remote_code)
     typer.echo(check.describe(), err=True)

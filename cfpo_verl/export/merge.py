@@ -14,6 +14,7 @@ from typing import Any
 
 from cfpo_verl.errors import UserError
 from cfpo_verl.export.checkpoints import Checkpoint, CheckpointError, has_weights
+from cfpo_verl.files import read_json_object, reading, writing
 
 # What an export remembers of itself; its presence says that it is complete.
 RECORD = "export.json"
@@ -76,8 +77,9 @@ def export(
         CheckpointError: If `out` is there and not empty, or the checkpoint is one that cannot be exported here.
         ExportError: If the merger fails, or the export says something else than the checkpoint.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: is there already. Give another --out, or delete it")
+    with reading(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise CheckpointError(f"{out}: already exists. Give another --out, or delete it")
     if (checkpoint.folder / "lora_train_meta.json").is_file():
         raise CheckpointError(
             f"{checkpoint.folder}: holds a LoRA adapter, which verl's merger writes beside the base model and not into "
@@ -89,6 +91,13 @@ def export(
             f"{checkpoint.folder}: verl's merger needs a GPU for Megatron's shards, and there is none here. "
             "Export where the run was trained"
         )
+    with writing(out):
+        return _export(checkpoint, out, trust_remote_code, complete)
+
+
+def _export(
+    checkpoint: Checkpoint, out: Path, trust_remote_code: bool, complete: Callable[[Path, Check], None]
+) -> Check:
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as folder:
         unfinished = Path(folder) / "model"
@@ -126,9 +135,12 @@ def exported(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Path:
         / "exported"
         / (f"global_step_{checkpoint.step}" if checkpoint.step is not None else checkpoint.folder.name)
     )
-    if not (out / RECORD).is_file() or _newest(checkpoint.folder) > (out / RECORD).stat().st_mtime:
-        if (out / RECORD).is_file():
+    with writing(out):
+        is_there = (out / RECORD).is_file()
+        is_current = is_there and _newest(checkpoint.folder) <= (out / RECORD).stat().st_mtime
+        if is_there and not is_current:
             shutil.rmtree(out)  # of a checkpoint that another run has replaced since
+    if not is_current:
         export(checkpoint, out, trust_remote_code)
     return out
 
@@ -147,7 +159,7 @@ def merger_arguments(checkpoint: Checkpoint, out: Path, trust_remote_code: bool)
     """Return the command line of verl's merger."""
     arguments = ["merge", "--backend", checkpoint.backend]
     arguments += ["--local_dir", str(checkpoint.folder), "--target_dir", str(out)]
-    config = json.loads((checkpoint.huggingface / "config.json").read_text())
+    config = read_json_object(checkpoint.huggingface / "config.json")
     if checkpoint.backend == "megatron" and config.get("tie_word_embeddings"):
         arguments.append("--tie-word-embedding")
     if trust_remote_code:
@@ -179,16 +191,16 @@ def _check(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool) -> Che
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     messages = [{"role": "user", "content": PROMPT}]
     text = PROMPT
-    if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    tokens = torch.tensor([tokenizer.encode(text, add_special_tokens=not tokenizer.chat_template)])
     try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        if tokenizer.chat_template:
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # only transformers runs above, and tokenizers raises plain Exceptions
         raise ExportError(f"{checkpoint.folder}: transformers cannot load the export: {error}") from error
+    tokens = torch.tensor([tokenizer.encode(text, add_special_tokens=not tokenizer.chat_template)])
     kept = model.dtype
     model = model.float()
     said = _log_probabilities(model, tokens)
@@ -235,7 +247,7 @@ def _fsdp_weights(folder: Path) -> dict[str, Any]:
     import torch
     from torch.distributed.tensor import DTensor, Shard
 
-    ranks = json.loads((folder / "fsdp_config.json").read_text())["world_size"]
+    ranks = read_json_object(folder / "fsdp_config.json")["world_size"]
     names = [folder / f"model_world_size_{ranks}_rank_{rank}.pt" for rank in range(ranks)]
     with _single_process():
         shards = [torch.load(name, map_location="cpu", weights_only=False) for name in names]
