@@ -100,7 +100,7 @@ def test_names_are_the_groups_of_training_and_paths_are_paths(tmp_path):
     [
         ("aime2024", "no set called 'aime2024'. Choose from: aime24, aime25"),
         ("", "--sets must name at least one set"),
-        ("a/x.parquet,b/x.parquet", "a/x.parquet and b/x.parquet are both called x: rename a folder"),
+        ("a/x.parquet,b/x.parquet", "a/x.parquet and b/x.parquet would both be called x: rename one"),
     ],
 )
 def test_a_set_that_is_none_is_named(sets, message):
@@ -184,7 +184,10 @@ def test_seeds_are_of_problem_and_sample_alone(model, sums, tmp_path, engine):
 def test_what_is_finished_when_the_engine_dies_is_not_generated_again(model, sums, tmp_path, engine):
     out = tmp_path / "out"
     engine(dies_after=10)
-    with pytest.raises(running.GenerationError, match=r"while doing the last thing(?s:.*)10 responses are kept"):
+    with pytest.raises(
+        running.GenerationError,
+        match=r"while doing the last thing(?s:.*)10 responses are kept; run the same command again",
+    ):
         running.run(str(model), str(sums), out, None, None, OPTIONS)
     assert not (out / "summary.json").exists()
     lines = (out / "responses.jsonl").read_text().splitlines(keepends=True)
@@ -220,9 +223,9 @@ def test_more_responses_and_sets_may_be_asked_for_later_and_fewer_not(model, sum
     again = engine()
     assert running.run(str(model), f"{sums},{other}", out, None, None, grown)["timing"] is None
     assert again.asked == []
-    with pytest.raises(EvaluationError, match=r"has 14 responses that are not asked for.*may only grow"):
+    with pytest.raises(EvaluationError, match=r"already has 14 responses beyond those requested.*may only grow"):
         running.run(str(model), f"{sums},{other}", out, None, None, OPTIONS)
-    with pytest.raises(EvaluationError, match=r"has 6 responses that are not asked for.*of others"):
+    with pytest.raises(EvaluationError, match=r"already has 6 responses beyond those requested.*in others"):
         running.run(str(model), str(sums), out, None, None, grown)
     # And nothing is forgotten by having asked for less.
     assert len(store.read_generations(out)) == 42
@@ -247,7 +250,9 @@ def test_an_evaluation_goes_on_only_as_it_was_begun(model, sums, tmp_path, engin
         running.run(str(model), str(sums), tmp_path / "out", None, None, OPTIONS)
     engine()
     options = running.RunOptions(**{"n": 4, "max_tokens": 8, **changed})
-    with pytest.raises(EvaluationError, match=f"was begun otherwise: .*{message}.*Give another --out, or delete it"):
+    with pytest.raises(
+        EvaluationError, match=f"was started with other settings: .*{message}.*Give another --out, or delete it"
+    ):
         running.run(str(model), str(sums), tmp_path / "out", None, None, options)
 
 
@@ -288,7 +293,7 @@ def test_two_at_once_in_one_folder_are_refused(model, sums, tmp_path, engine):
     with pytest.raises(running.GenerationError):
         running.run(str(model), str(sums), out, None, None, OPTIONS)
     engine()
-    with store.appending(out), pytest.raises(EvaluationError, match="another process evaluates into it"):
+    with store.appending(out), pytest.raises(EvaluationError, match="another process is writing to it"):
         running.run(str(model), str(sums), out, None, None, OPTIONS)
 
 
@@ -302,7 +307,7 @@ def test_a_folder_of_something_else_is_left_alone(model, sums, tmp_path, engine)
 
 def test_a_response_that_does_not_fit_is_refused_before_vllm_starts(model, sums, tmp_path, engine):
     made = engine()
-    with pytest.raises(EvaluationError, match=r"longest prompt has 7 tokens.*more than the 512"):
+    with pytest.raises(EvaluationError, match=r"longest prompt has 7 tokens.*more than the context length 512"):
         running.run(str(model), str(sums), tmp_path / "out", None, None, running.RunOptions(max_tokens=506))
     assert made.asked == []
     assert not (tmp_path / "out").exists()
@@ -314,7 +319,7 @@ def test_a_response_that_does_not_fit_is_refused_before_vllm_starts(model, sums,
     [
         ({"n": 0}, "--n must be at least 1, got 0"),
         ({"temperature": -1.0}, "--temperature must be 0 or more, got -1.0"),
-        ({"temperature": 0.0}, "with --temperature 0 all responses are the same: give --n 1, not 8"),
+        ({"temperature": 0.0}, "with --temperature 0 all responses are identical: give --n 1, not 8"),
         ({"top_p": 0.0}, "--top-p must be above 0 and at most 1, got 0.0"),
         ({"top_k": 0}, "--top-k must be -1 for all tokens, or at least 1, got 0"),
         ({"max_tokens": 0}, "--max-tokens must be at least 1, got 0"),
@@ -572,7 +577,7 @@ def test_a_comparison_leaves_out_and_tells_what_is_not_shared(two, model, sums, 
     rows, notes = compare(two[0], tmp_path / "c")
     assert rows[0].problems == 4
     assert "generation.temperature differs: 1.0 and 0.5" in notes
-    assert "sums: only 4 of 6 and 4 problems are the same; the others are left out" in notes
+    assert "sums: the evaluations have 6 and 4 problems and share 4; the others are left out" in notes
     assert compare(two[0], two[0])[0][0].paired.equal == 6
 
 

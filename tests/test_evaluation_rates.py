@@ -142,17 +142,23 @@ def test_more_than_the_largest_exact_number_is_sampled():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: pass_at_k([1], 4, 5), "k must be between 1 and 4, the responses of a problem, got 5"),
-        (lambda: pass_at_k([1], 4, 0), "k must be between 1 and 4, the responses of a problem, got 0"),
-        (lambda: pass_at_k([1, 1], [4, 2], [1, 3]), "k must be between 1 and 2, the responses of a problem, got 3"),
+        (lambda: pass_at_k([1], 4, 5), "k must be between 1 and 4, the smallest number of responses, got 5"),
+        (lambda: pass_at_k([1], 4, 0), "k must be between 1 and 4, the smallest number of responses, got 0"),
+        (
+            lambda: pass_at_k([1, 1], [4, 2], [1, 3]),
+            "k must be between 1 and 2, the smallest number of responses, got 3",
+        ),
         (lambda: pass_at_k([1], 4, 1.5), r"k must be a whole number, got \[1.5\]"),
         (lambda: pass_at_k([5], 4, 1), "num_correct must be between 0 and num_samples, got 5 of 4"),
         (lambda: pass_at_k([-1], 4, 1), "num_correct must be between 0 and num_samples, got -1 of 4"),
         (lambda: pass_at_k([0.5], 4, 1), "num_correct must be whole numbers"),
         (lambda: avg_at_n([0], 0), "num_samples must be at least 1, got 0"),
-        (lambda: avg_at_n([], 4), "num_correct must have one number for each problem"),
-        (lambda: maj_at_k([[2, 3]], 4, 1), "a problem of 4 responses has 5 votes"),
-        (lambda: maj_at_k([[-1, 3]], 4, 1), "votes must be counts of at least one problem and one answer, 0 or more"),
+        (lambda: avg_at_n([], 4), "num_correct must have one number per problem"),
+        (lambda: maj_at_k([[2, 3]], 4, 1), "a problem with 4 responses has 5 votes"),
+        (
+            lambda: maj_at_k([[-1, 3]], 4, 1),
+            "votes must be non-negative counts for at least one problem and one answer",
+        ),
     ],
 )
 def test_what_is_no_count_is_named(call, message):

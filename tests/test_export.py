@@ -186,7 +186,7 @@ def test_an_evaluation_finds_the_model_of_a_run(made, whole_run, monkeypatch):
     assert (plain.path, plain.given, plain.run_dir, plain.config) == (str(made / "model"), "model", None, {})
     assert fingerprint("model", None) != fingerprint(found.path, None)
     assert find_model("Qwen/Qwen2.5-0.5B").path == "Qwen/Qwen2.5-0.5B"
-    with pytest.raises(EvaluationError, match="--step is for the checkpoints of a run"):
+    with pytest.raises(EvaluationError, match="model is a single model: --step needs a run folder"):
         find_model("model", step=3)
 
 
@@ -204,7 +204,7 @@ def test_the_last_complete_checkpoint_is_taken(run):
     assert find_checkpoint(run, 3).step == 3
     assert find_checkpoint(steps / "global_step_20").step == 20  # as asked
     assert find_checkpoint(steps / "global_step_20" / "actor").run_dir == run
-    with pytest.raises(CheckpointError, match="no global_step_4 here, but: 3, 10, 20"):
+    with pytest.raises(CheckpointError, match=r"no global_step_4\. Available: 3, 10, 20"):
         find_checkpoint(run, 4)
 
 
@@ -212,11 +212,13 @@ def test_what_is_no_checkpoint_is_named(run, tmp_path):
     actor = run / "checkpoints" / "global_step_3" / "actor"
     with pytest.raises(CheckpointError, match="nowhere: no such folder"):
         find_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="--step 3 needs a folder with global_step_3 in it"):
+    with pytest.raises(CheckpointError, match="--step 3 needs a folder that contains global_step_3"):
         find_checkpoint(tmp_path, 3)
     for shard in actor.glob("model_*.pt"):
         shard.unlink()
-    with pytest.raises(CheckpointError, match=r"no weights in it: `model` must be among checkpoint.save_contents"):
+    with pytest.raises(
+        CheckpointError, match=r"it has no weights: actor.checkpoint.save_contents must include `model`"
+    ):
         find_checkpoint(actor)
     with pytest.raises(
         CheckpointError, match=r"global_step_3 \(actor/huggingface/\*.safetensors are missing or empty\)"
@@ -227,7 +229,7 @@ def test_what_is_no_checkpoint_is_named(run, tmp_path):
         with pytest.raises(CheckpointError, match=r"huggingface/config.json is missing"):
             find_checkpoint(path)
     shutil.rmtree(run / "checkpoints")
-    with pytest.raises(CheckpointError, match=r"no checkpoint of verl here.*trainer.save_freq"):
+    with pytest.raises(CheckpointError, match=r"not a verl checkpoint.*trainer.save_freq"):
         find_checkpoint(run)
 
 
@@ -264,7 +266,7 @@ def test_the_card_says_what_is_known(whole_run, tmp_path, evaluation):
         "| policy loss | `cfpo`, epsilon 0.2 |",
         "| training step | 3 of 20 |",
         "7472 rows of openai/gsm8k, revision abc, licence MIT; SHA-256 `123`",
-        "`gone.parquet`: no manifest was found beside it",
+        "`gone.parquet`: no manifest found",
         "trained: temperature 0.6, top p 1.0, top k -1, max tokens 8, seed 0",
         "| aime24 | 30 | avg@4 | 0.250 | 0.125 to 0.500 |",
         "Versions: cfpo-verl 0.1.0, verl 0.9.1.",
@@ -314,8 +316,8 @@ def test_the_card_of_a_bare_checkpoint_claims_nothing(whole_run, tmp_path):
     shutil.copytree(whole_run / "checkpoints" / "global_step_3" / "actor", bare)
     export_with_card(bare, tmp_path / "out", None, [], False)
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "base model, data and settings are not\nknown here" in text
-    assert "None was given." in text
+    assert "base model, data and settings are not\nknown." in text
+    assert "## Evaluation\n\nNone." in text
     assert "base_model" not in text
     assert not (tmp_path / "out" / "training_config.yaml").exists()
 
@@ -330,7 +332,7 @@ def test_the_command_line(whole_run, tmp_path, run_cli, run_script, evaluation):
     for arguments, status, message in (
         (["run", "--out", "taken"], 2, "taken: already exists. Give another --out"),
         (["gone", "--out", "out"], 2, "gone: no such folder"),
-        (["run", "--out", "out", "--step", "9"], 2, "no global_step_9 here, but: 3"),
+        (["run", "--out", "out", "--step", "9"], 2, "no global_step_9. Available: 3"),
         (["run", "--out", "out", "--evaluation", "gone"], 2, "gone/summary.json: no such file"),
         (["run", "--out", "out", "--evaluation", "torn"], 2, "torn/summary.json, line 1: not JSON"),
         (["torn_run", "--out", "out"], 2, "torn_run/config.2.yaml: not YAML"),

@@ -1,4 +1,4 @@
-"""Measure a model: metrics on arrays, generation with vLLM, scores of the project's verifier (docs/evaluation.md)."""
+"""Evaluate a model: generation with vLLM, scoring with the project's verifier, metrics (docs/evaluation.md)."""
 
 from cfpo_verl.evaluation.intervals import Interval, Paired, compare_paired, confidence_intervals
 from cfpo_verl.evaluation.rates import Majority, avg_at_n, maj_at_k, pass_at_k

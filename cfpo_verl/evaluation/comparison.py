@@ -1,4 +1,4 @@
-"""Two evaluations of the same problems, side by side."""
+"""Compare two evaluations problem by problem."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,11 +19,11 @@ class Row:
 
     Args:
         set: Name of the set.
-        metric: Name of the metric; "avg" for avg@n, of which the two may have different n.
-        problems: Problems that both have.
-        first: Mean of the first model over them.
-        second: Mean of the second model over them.
-        paired: Second minus first.
+        metric: Name of the metric; "avg" for avg@n, since the two evaluations may have different n.
+        problems: Number of problems in both evaluations.
+        first: Mean over these problems in the first evaluation.
+        second: Mean over these problems in the second evaluation.
+        paired: Paired comparison, second minus first.
     """
 
     set: str
@@ -34,24 +34,24 @@ class Row:
     paired: Paired
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything on one level."""
+        """Return all fields in one flat dictionary."""
         row = asdict(self)
         paired = row.pop("paired")
         return {**row, **paired}
 
 
 def compare(first: Path, second: Path) -> tuple[list[Row], list[str]]:
-    """Compare two finished evaluations on the problems that they share.
+    """Compare two finished evaluations on the problems they share.
 
     Args:
-        first: Folder of the first one.
-        second: Folder of the other.
+        first: Folder of the first evaluation.
+        second: Folder of the second evaluation.
 
     Returns:
-        One row for each set and metric, and what makes the comparison unfair.
+        One row per set and metric, and notes on differences that make the comparison unfair.
 
     Raises:
-        EvaluationError: If one is not finished, or they share no problem.
+        EvaluationError: If either is not finished, or they share no problem.
     """
     tables = [store.read_generations(folder) for folder in (first, second)]
     counted = []
@@ -70,7 +70,7 @@ def compare(first: Path, second: Path) -> tuple[list[Row], list[str]]:
         of_other = [places[uid] for uid in one.uids if uid in places]
         if len(of_one) < max(len(one.uids), len(other.uids)):
             notes.append(
-                f"{name}: only {len(of_one)} of {len(one.uids)} and {len(other.uids)} problems are the same; "
+                f"{name}: the evaluations have {len(one.uids)} and {len(other.uids)} problems and share {len(of_one)}; "
                 "the others are left out"
             )
         if of_one:
@@ -97,7 +97,7 @@ def _without_n(metric: str, samples: int) -> str:
     return "avg" if metric == f"avg@{samples}" else metric
 
 
-# Settings that may differ between two models that are compared.
+# Settings that may differ in a fair comparison.
 _FREE = {
     "n",
     "seed",
@@ -110,7 +110,7 @@ _FREE = {
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
-    """Say which settings of two summaries differ that decide what a response is, and how it is scored."""
+    """Yield a note for each setting of generation or scoring in which two summaries differ."""
     for part in ("generation", "template", "scoring"):
         one, other = first.get(part) or {}, second.get(part) or {}
         for key in sorted({*one, *other} - _FREE):

@@ -1,4 +1,4 @@
-"""Glue: one vLLM engine that takes prompts as tokens and gives back responses as they finish."""
+"""Glue to vLLM: engines that take tokenized prompts and return responses as they finish."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from cfpo_verl.evaluation.sets import EvaluationError
 
-# So long an engine works before it says what it has.
+# Seconds between two reports of an engine.
 _TICK_S = 0.5
 
 Handle = TypeVar("Handle")
@@ -16,21 +16,21 @@ Handle = TypeVar("Handle")
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine is started with; vLLM's names.
+    """Settings of an engine and of sampling, with vLLM's names.
 
     Args:
         model: Folder or hub id.
-        dtype: Type of the numbers.
-        max_model_len: Most tokens of prompt and response together.
-        tensor_parallel_size: GPUs of this engine.
-        gpu_memory_utilization: Share of a GPU's memory.
-        max_num_seqs: Most responses that are generated at the same time.
-        enforce_eager: Whether to do without CUDA graphs and compilation.
-        trust_remote_code: Whether code of the model's folder may run.
-        temperature: Of sampling; 0 for the likeliest token.
-        top_p: Share of probability that is sampled from.
-        top_k: Number of tokens that are sampled from; -1 for all.
-        max_tokens: Longest response.
+        dtype: Data type of weights and activations.
+        max_model_len: Maximum length of prompt plus response, in tokens.
+        tensor_parallel_size: GPUs per engine.
+        gpu_memory_utilization: Share of GPU memory for vLLM.
+        max_num_seqs: Maximum number of concurrent responses.
+        enforce_eager: Whether to disable CUDA graphs and compilation.
+        trust_remote_code: Whether the model folder's own Python code may run.
+        temperature: Sampling temperature; 0 for greedy decoding.
+        top_p: Nucleus sampling: probability mass to sample from.
+        top_k: Number of most likely tokens to sample from; -1 for all.
+        max_tokens: Maximum response length in tokens.
     """
 
     model: str
@@ -49,12 +49,12 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """A response that is wanted.
+    """A request for one response.
 
     Args:
-        key: Number by which the caller knows it.
-        prompt_token_ids: The prompt.
-        seed: Of its sampling.
+        key: The caller's number for this request.
+        prompt_token_ids: Tokens of the prompt.
+        seed: Sampling seed.
     """
 
     key: int
@@ -64,12 +64,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Finished:
-    """A response that is there.
+    """A finished response.
 
     Args:
-        key: Of its request.
-        token_ids: The response, the token that ends it included.
-        finish_reason: vLLM's: "stop", or "length" where it was cut off.
+        key: Key of its request.
+        token_ids: Tokens of the response, including the end-of-sequence token.
+        finish_reason: vLLM's finish reason: "stop", or "length" if the response was truncated.
     """
 
     key: int
@@ -79,11 +79,11 @@ class Finished:
 
 @dataclass
 class Progress:
-    """What an engine has done since it was asked last.
+    """What an engine has done since its last report.
 
     Args:
-        finished: Responses that are complete.
-        tokens: Tokens that it has generated, unfinished responses included.
+        finished: Responses finished since then.
+        tokens: Tokens generated since then, including those of unfinished responses.
     """
 
     finished: list[Finished] = field(default_factory=list)
@@ -94,7 +94,7 @@ class Engine:
     """A vLLM engine in this process, or in a Ray actor."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        """Load the model; takes from seconds to minutes."""
+        """Load the model, which takes seconds to minutes."""
         from cfpo_verl import cpu
         from cfpo_verl.cpu import vllm_metadata
 
@@ -119,7 +119,7 @@ class Engine:
         self._tokens: dict[str, list[int]] = {}
 
     def work(self, requests: Sequence[Request]) -> Progress:
-        """Take requests, and go on with these and those of before for half a second."""
+        """Add requests, then generate for half a second and report."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -157,14 +157,14 @@ def drive(
     requests: Iterable[Request],
     in_flight: int,
 ) -> Iterator[Progress]:
-    """Keep several engines busy until all requests are finished, and yield what they report.
+    """Keep several engines busy until all requests are finished, and yield their reports.
 
     Args:
-        engines: How many.
-        start: Begins `Engine.work` on the engine with a number.
-        wait: Returns one of the begun that is done, with its result.
-        requests: What is wanted; taken as engines have room.
-        in_flight: Requests that one engine has at a time.
+        engines: Number of engines.
+        start: Starts `Engine.work` on an engine, given by its index, and returns a handle.
+        wait: Waits until one of the handles is done, and returns it with its report.
+        requests: The requests, taken one by one as engines have room.
+        in_flight: Maximum number of unfinished requests per engine.
     """
     left = iter(requests)
     load = [0] * engines
@@ -187,7 +187,7 @@ def drive(
 
 
 def generate_here(settings: EngineSettings, requests: Sequence[Request]) -> Iterator[Progress]:
-    """Generate with one engine of this process; the first report, an empty one, comes when it is ready."""
+    """Generate with one engine in this process. The first report is empty and means that the engine is ready."""
     engine = Engine(settings)
     yield Progress()
     yield from drive(
@@ -202,18 +202,18 @@ def generate_here(settings: EngineSettings, requests: Sequence[Request]) -> Iter
 def generate_on_cluster(
     settings: EngineSettings, requests: Sequence[Request], engines: int, env: dict[str, str]
 ) -> Iterator[Progress]:
-    """Generate with several engines, each a Ray actor; the first report, an empty one, comes when all are ready.
+    """Generate with several engines, each a Ray actor. The first report is empty and means that all are ready.
 
-    Ray's own rules say which cluster: the one of RAY_ADDRESS, else one that runs on this machine, else a new one.
+    Ray chooses the cluster as usual: RAY_ADDRESS, else one running on this machine, else a new one.
 
     Args:
-        settings: Of each engine.
-        requests: What is wanted.
-        engines: How many.
-        env: Environment of the actors; if not empty there is no accelerator, and they ask for none.
+        settings: Settings of every engine.
+        requests: The requests.
+        engines: Number of engines.
+        env: Environment variables of the actors. If not empty, the engines run on CPUs and request no GPU.
 
     Raises:
-        EvaluationError: If the cluster does not have the GPUs.
+        EvaluationError: If the cluster has too few GPUs, or CPUs.
     """
     import ray
 
@@ -228,12 +228,12 @@ def generate_on_cluster(
             )
     resources = {"num_cpus": 1, "num_gpus": 0 if env else settings.tensor_parallel_size}
     actors = [ray.remote(Engine).options(**resources).remote(settings) for _ in range(engines)]
-    yield ray.get([actor.work.remote([]) for actor in actors])[0]  # when all are ready
+    yield ray.get([actor.work.remote([]) for actor in actors])[0]
 
     def wait(handles: list[Any]) -> tuple[Any, Progress]:
         [ready], _others = ray.wait(handles, num_returns=1)
         return ready, ray.get(ready)
 
-    # Not more than a fair share at once, so that none waits while another one has a queue.
+    # At most an equal share each, so that no engine idles while another has a queue.
     in_flight = min(2 * settings.max_num_seqs, -(-len(requests) // engines))
     yield from drive(engines, lambda engine, batch: actors[engine].work.remote(batch), wait, requests, in_flight)

@@ -1,4 +1,4 @@
-"""Read generations that someone else made."""
+"""Read responses that were generated elsewhere."""
 
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from cfpo_verl.files import reading
 
 
 def read_responses(file: Path) -> pd.DataFrame:
-    """Read generations of any origin as a table with the columns that scoring and generations.parquet need.
+    """Read responses from a parquet file, and add the columns that scoring and generations.parquet need.
 
     Raises:
-        EvaluationError: If something is missing in it, or not of the type that it must have.
+        EvaluationError: If a required column or value is missing or has the wrong type.
         FileError: If the system refuses to read it.
     """
     table = _read(file)
@@ -67,7 +67,7 @@ def _read(file: Path) -> pd.DataFrame:
 
 
 def _check_rows(file: Path, table: pd.DataFrame) -> None:
-    """Check the columns that every file must have, and the text in each row of them."""
+    """Check that the required columns exist and hold text in every row."""
     needed = ("responses" if "responses" in table and "response" not in table else "response", "data_source", "gold")
     missing = [column for column in needed if column not in table]
     if missing or table.empty:
@@ -86,7 +86,7 @@ def _check_rows(file: Path, table: pd.DataFrame) -> None:
 
 
 def _check_table(file: Path, table: pd.DataFrame) -> None:
-    """Check what `store.finish` and the metrics will need, before hours of scoring."""
+    """Check column types and response counts now: scoring can take hours before they are needed."""
     try:
         pa.Table.from_pandas(table, schema=_GIVEN, preserve_index=False)
     except pa.ArrowException as error:
@@ -97,7 +97,7 @@ def _check_table(file: Path, table: pd.DataFrame) -> None:
         raise EvaluationError(f"{file}: {error}") from error
 
 
-# What a file may bring of generations.parquet; scoring adds the other columns.
+# Columns that are taken over from the file; scoring adds the others.
 _GIVEN = pa.schema([field for field in SCHEMA if field.name not in ("answer", "vote", "score")])
 
 

@@ -1,4 +1,4 @@
-"""How sure a mean over problems is, and whether two models differ on the same problems."""
+"""Confidence intervals of means over problems, and paired comparison of two models."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -10,7 +10,7 @@ Floats = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 2_000
-# Numbers that are drawn at once: 32 MB of them.
+# Random numbers per batch of resamples: 32 MB.
 _DRAWN_AT_ONCE = 4_000_000
 
 
@@ -18,9 +18,9 @@ class Interval(NamedTuple):
     """A confidence interval.
 
     Args:
-        low: Its lower end.
-        high: Its upper end.
-        kind: How it was found.
+        low: Lower end.
+        high: Upper end.
+        kind: How it was computed.
     """
 
     low: float
@@ -29,18 +29,19 @@ class Interval(NamedTuple):
 
 
 def confidence_intervals(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> list[Interval]:
-    """Return the 95 percent confidence interval of the mean over problems of each of several measures.
+    """Return the 95 percent confidence interval of the mean over problems for each of several metrics.
 
-    Exact (Clopper and Pearson, 1934) where every problem has 0 or 1, as pass@n and avg@1 do: with c ones of P problems,
+    Exact (Clopper and Pearson, 1934) for metrics that are 0 or 1 on every problem, such as pass@n and avg@1: with c
+    ones among P problems,
 
         Beta(0.025; c, P - c + 1)  to  Beta(0.975; c + 1, P - c)
 
-    Otherwise the percentiles of the mean over problems drawn with replacement, the same draws for all measures.
+    Otherwise a percentile bootstrap over problems, with the same resamples for all metrics.
 
     Args:
-        values: One row for each problem, one column for each measure. Shape [P, K].
-        resamples: How often all problems are drawn.
-        seed: Decides which.
+        values: One row per problem, one column per metric. Shape [P, K].
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
 
     Returns:
         K intervals.
@@ -61,7 +62,7 @@ def confidence_intervals(values: ArrayLike, resamples: int = RESAMPLES, seed: in
     low, high = np.empty(table.shape[1]), np.empty(table.shape[1])
     ones = table[:, is_binary].sum(axis=0)
     tail = (1 - LEVEL) / 2
-    with np.errstate(invalid="ignore"):  # Beta(.; 0, .) is no distribution: none of the problems, or all
+    with np.errstate(invalid="ignore"):  # Beta(.; 0, .) is undefined: c = 0 or c = P
         low[is_binary] = np.where(ones == 0, 0.0, betaincinv(ones, problems - ones + 1, tail))
         high[is_binary] = np.where(ones == problems, 1.0, betaincinv(ones + 1, problems - ones, 1 - tail))
     if not is_binary.all():
@@ -72,7 +73,7 @@ def confidence_intervals(values: ArrayLike, resamples: int = RESAMPLES, seed: in
 
 
 def _resampled_means(table: Floats, resamples: int, seed: int) -> Floats:
-    """Return the means over problems drawn with replacement. Shape [P, K] to [resamples, K]."""
+    """Return the means of bootstrap resamples of the problems. Shape [P, K] to [resamples, K]."""
     rng = np.random.default_rng(seed)
     problems = len(table)
     at_once = max(1, _DRAWN_AT_ONCE // problems)
@@ -88,17 +89,17 @@ def _resampled_means(table: Floats, resamples: int, seed: int) -> Floats:
 
 @dataclass(frozen=True)
 class Paired:
-    """How a second model does beside a first one on the same problems.
+    """Paired comparison of a second model with a first one on the same problems.
 
     Args:
         difference: Mean over problems of second minus first.
-        low: Lower end of its 95 percent confidence interval, bootstrap over problems.
+        low: Lower end of its 95 percent confidence interval (bootstrap over problems).
         high: Upper end.
-        better: Problems on which the second one has more.
-        worse: Problems on which it has less.
-        equal: Problems on which both have the same.
-        p_value: Two-sided sign test: how likely a division at least as uneven as better to worse is if neither is
-            better. 1 if all are equal.
+        better: Number of problems on which the second model has the higher value.
+        worse: Number of problems on which it has the lower value.
+        equal: Number of problems on which both have the same value.
+        p_value: Two-sided sign test: probability of a split at least as uneven as better to worse if both are equally
+            likely. 1 if all are equal.
     """
 
     difference: float
@@ -110,20 +111,20 @@ class Paired:
     p_value: float
 
 
-# Two estimates that differ by less are the same: sums of products in another order.
+# Differences below this are rounding errors of sums taken in another order.
 _SAME = 1e-9
 
 
 def compare_paired(first: ArrayLike, second: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Paired:
     """Compare two models on the same problems.
 
-    Pairing removes what the problems have in common, easy ones and hard ones, from the uncertainty.
+    Pairing removes the variation in difficulty between problems from the uncertainty.
 
     Args:
-        first: A measure of the first model on each problem, such as avg@n. Shape [P].
-        second: The same of the second model on the same problems in the same order. Shape [P].
-        resamples: How often the problems are drawn for the interval.
-        seed: Decides which.
+        first: A metric of the first model on each problem, such as avg@n. Shape [P].
+        second: The same metric of the second model, on the same problems in the same order. Shape [P].
+        resamples: Number of bootstrap resamples for the interval.
+        seed: Seed of the bootstrap.
 
     Raises:
         ValueError: If the shapes differ, or a value is not finite.
@@ -144,7 +145,7 @@ def compare_paired(first: ArrayLike, second: ArrayLike, resamples: int = RESAMPL
     means = _resampled_means(difference[:, None], resamples, seed)[:, 0]
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
-    # Both tails: the binomial distribution with one half is symmetric.
+    # Twice one tail, since the binomial distribution with probability 1/2 is symmetric.
     p_value = min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))
     equal = difference.size - better - worse
     return Paired(float(difference.mean()), float(low), float(high), better, worse, equal, p_value)

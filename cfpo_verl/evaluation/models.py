@@ -1,4 +1,4 @@
-"""Find the model that an evaluation is about, and what its run says of it."""
+"""Find the model to evaluate, and the config of the run it comes from."""
 
 import hashlib
 import os
@@ -22,11 +22,11 @@ class EvalModel:
     """A model that vLLM can load.
 
     Args:
-        path: Folder, absolute for engines that start elsewhere, or hub id.
-        given: What the user gave.
-        run_dir: The run of `cfpo-verl train` it comes from.
-        step: Its training step.
-        config: The resolved config of that run, empty if there is none.
+        path: Hub id, or folder as an absolute path, since engines may have another working directory.
+        given: The model as the user wrote it.
+        run_dir: Folder of the `cfpo-verl train` run it comes from.
+        step: Training step.
+        config: Resolved config of that run; empty if there is none.
     """
 
     path: str
@@ -37,36 +37,36 @@ class EvalModel:
 
     @property
     def name(self) -> str:
-        """What it is called if nobody says otherwise."""
+        """Default name of its evaluation."""
         return Path(self.run_dir or self.path).name
 
     @property
     def chat_template_kwargs(self) -> dict[str, Any]:
-        """What the run gives its chat template besides the messages."""
+        """Arguments of the chat template in the run's config."""
         return dict(lookup(self.config, "data.apply_chat_template_kwargs", {}))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what a summary says of the model."""
+        """Return the entry `model` of summary.json."""
         return {"path": self.path, "given": self.given, "run_dir": self.run_dir, "step": self.step}
 
 
 def find_model(given: str, step: int | None = None, trust_remote_code: bool = False) -> EvalModel:
-    """Return the model that a word of the command line means; a checkpoint of verl is exported first.
+    """Find the model that a command-line argument refers to. A verl checkpoint is exported first.
 
     Args:
-        given: A Hugging Face folder, a hub id, a run folder of `cfpo-verl train`, or a checkpoint of verl.
-        step: Which checkpoint of a run; None for the last one.
-        trust_remote_code: Whether code of the model's folder may run.
+        given: A Hugging Face folder, a hub id, a run folder of `cfpo-verl train`, or a verl checkpoint.
+        step: Step of the run's checkpoint; None for the last complete one.
+        trust_remote_code: Whether the model folder's own Python code may run.
 
     Raises:
-        CheckpointError: If it is a folder and nothing of these.
+        CheckpointError: If it is a folder with neither a model nor a checkpoint.
         ExportError: If the export fails.
-        EvaluationError: If `step` is given for a model that is no run.
+        EvaluationError: If `step` is given for something other than a run.
     """
     path = Path(os.path.expanduser(given))
     if is_model(path):
         if step is not None:
-            raise EvaluationError(f"{given} is a model already: --step is for the checkpoints of a run")
+            raise EvaluationError(f"{given} is a single model: --step needs a run folder")
         record = path / RECORD
         made_from = read_json_object(record).get("checkpoint") if record.is_file() else None
         folder = str(path.absolute())
@@ -87,9 +87,9 @@ def _of_run(path: str, given: str, run_dir: Path | None, step: int | None) -> Ev
 
 
 def fingerprint(path: str, revision: str | None) -> str:
-    """Stand for a model's files, so that an evaluation is not continued with another model in the same place.
+    """Hash a model's files, so that an evaluation is not resumed with another model in the same folder.
 
-    Of weight files the size, the first and the last MiB are read: training changes nearly all weights.
+    Only the size and the first and last MiB of each file are hashed, since training changes nearly all weights.
 
     Args:
         path: Folder or hub id.
@@ -112,5 +112,5 @@ def fingerprint(path: str, revision: str | None) -> str:
 
 
 def command_line() -> str:
-    """Return the command that was given, to be repeated."""
+    """Return the command line of this process, quoted for a shell."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

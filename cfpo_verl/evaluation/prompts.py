@@ -1,4 +1,4 @@
-"""Glue: the tokens of a prompt, by verl's own code, so that a model is asked here what it was asked in training."""
+"""Glue to verl: prompts are tokenized by verl's own code, so that they are the same as in training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from cfpo_verl.terminal import first_line
 
 @dataclass(frozen=True)
 class Prompter:
-    """How a model is asked.
+    """Encoder and decoder of a model.
 
     Args:
-        chat_template: Its template, None if it has none.
-        revision: Commit of its files on the hub, None for a folder.
-        context: Most tokens of prompt and response together, None if its config does not say.
-        encode: From messages to tokens.
-        decode: From tokens to text, special tokens included.
-        decode_response: From tokens to text, without special tokens, as verl's reward loop reads it.
+        chat_template: Its chat template.
+        revision: Commit on the hub; None for a folder.
+        context: Maximum length of prompt plus response, in tokens; None if the model's config does not say.
+        encode: Turns messages into tokens.
+        decode: Turns tokens into text with special tokens.
+        decode_response: Turns tokens into text without special tokens, as verl's reward loop does.
     """
 
-    chat_template: str | None
+    chat_template: str
     revision: str | None
     context: int | None
     encode: Callable[[Sequence[Mapping[str, str]]], list[int]]
@@ -30,15 +30,15 @@ class Prompter:
 
 
 def load_prompter(path: str, kwargs: Mapping[str, Any], trust_remote_code: bool = False) -> Prompter:
-    """Load what is needed to ask a model: the very builder of tokens that verl's agent loop uses.
+    """Load tokenizer and chat template through the token builder of verl's agent loop.
 
     Args:
         path: Folder or hub id.
-        kwargs: For the chat template, verl's `data.apply_chat_template_kwargs`.
-        trust_remote_code: Whether code of the model's folder may run.
+        kwargs: Arguments of the chat template, verl's `data.apply_chat_template_kwargs`.
+        trust_remote_code: Whether the model folder's own Python code may run.
 
     Raises:
-        EvaluationError: If tokenizer or config cannot be loaded.
+        EvaluationError: If tokenizer or config cannot be loaded, or there is no chat template.
     """
     from jinja2 import TemplateError
     from transformers import AutoConfig
@@ -54,7 +54,7 @@ def load_prompter(path: str, kwargs: Mapping[str, Any], trust_remote_code: bool 
     except Exception as error:  # only libraries run above, and tokenizers raises plain Exceptions
         raise EvaluationError(f"{path}: the model cannot be loaded ({first_line(error)})") from error
     if not tokenizer.chat_template:
-        raise EvaluationError(f"{path}: the tokenizer has no chat template, which verl needs to ask a model")
+        raise EvaluationError(f"{path}: the tokenizer has no chat template, which verl needs to build prompts")
 
     def encode(messages: Sequence[Mapping[str, str]]) -> list[int]:
         try:

@@ -1,4 +1,4 @@
-"""What a model does with n responses for each problem: avg@n, pass@k and maj@k, from counts."""
+"""avg@n, pass@k and maj@k from counts of correct responses and votes."""
 
 from typing import NamedTuple
 
@@ -7,44 +7,44 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-# Up to so many responses for each problem maj@k is computed and not sampled.
+# Maximum number of responses per problem for which maj@k is computed exactly, not estimated by sampling.
 LARGEST_EXACT = 64
 
 
 def avg_at_n(num_correct: ArrayLike, num_samples: ArrayLike) -> Floats:
-    """Return the share of right responses of each problem: c / n, the unbiased estimate of pass@1.
+    """Return the share of correct responses per problem, c / n: the unbiased estimate of pass@1.
 
     Args:
-        num_correct: Right responses c of each problem. Shape [P].
-        num_samples: Responses n of each problem, or of all. Shape [P] or [].
+        num_correct: Number of correct responses c per problem. Shape [P].
+        num_samples: Number of responses n per problem, or one number for all. Shape [P] or [].
 
     Returns:
         Shape [P].
 
     Raises:
-        ValueError: If a count is none.
+        ValueError: If a count is invalid.
     """
     correct, samples = _counts(num_correct, num_samples)
     return correct / samples
 
 
 def pass_at_k(num_correct: ArrayLike, num_samples: ArrayLike, k: ArrayLike) -> Floats:
-    """Estimate the probability that at least one of k responses is right, for each problem.
+    """Estimate, per problem, the probability that at least one of k responses is correct.
 
-    Unbiased: with c of n responses right, the share of all sets of k of them in which one is,
+    Unbiased: if c of n responses are correct, the share of k-subsets of the n with at least one correct response is
 
         1 - C(n - c, k) / C(n, k)  =  1 - product over j < k of (n - c - j) / (n - j)
 
     Args:
-        num_correct: Right responses c of each problem. Shape [P].
-        num_samples: Responses n of each problem, or of all. Shape [P] or [].
-        k: Responses that a user tries, from 1 to the smallest n. A number or several.
+        num_correct: Number of correct responses c per problem. Shape [P].
+        num_samples: Number of responses n per problem, or one number for all. Shape [P] or [].
+        k: Number of responses tried, from 1 to the smallest n. One number or several.
 
     Returns:
         Shape [P], or [P, K] for several k.
 
     Raises:
-        ValueError: If a count is none, or a k is out of its range.
+        ValueError: If a count is invalid, or k is out of range.
 
     Example:
         >>> pass_at_k([0, 1, 2], 4, [1, 2, 4]).round(4).tolist()
@@ -56,7 +56,7 @@ def pass_at_k(num_correct: ArrayLike, num_samples: ArrayLike, k: ArrayLike) -> F
     correct, samples = _counts(num_correct, num_samples)
     ks = _ks(k, samples)
     tried = np.arange(ks.max())
-    # Zero from the first j on at which no wrong response is left, which keeps the product at zero.
+    # Clamped at 0: once no wrong response is left, the product stays 0.
     wrong_left = np.maximum((samples - correct)[:, None] - tried, 0)
     all_wrong = np.cumprod(wrong_left / (samples[:, None] - tried), axis=1)
     estimate = 1 - all_wrong[:, ks - 1]
@@ -64,11 +64,11 @@ def pass_at_k(num_correct: ArrayLike, num_samples: ArrayLike, k: ArrayLike) -> F
 
 
 class Majority(NamedTuple):
-    """maj@k of each problem.
+    """maj@k per problem.
 
     Args:
         value: Shape [P, K].
-        standard_error: Of the mean over problems, from sampling sets; 0 where nothing was sampled. Shape [K].
+        standard_error: Monte Carlo standard error of the mean over problems; 0 where computed exactly. Shape [K].
     """
 
     value: Floats
@@ -83,45 +83,45 @@ def maj_at_k(
     seed: int = 0,
     exact: bool | None = None,
 ) -> Majority:
-    """Estimate the probability that the most frequent answer of k responses is the right one, for each problem.
+    """Estimate, per problem, the probability that the most frequent answer among k responses is correct.
 
-    That is the mean over all sets of k of a problem's n responses; where the right answer ties with j others, it wins
-    1 / (j + 1). A response without an answer does not vote, and without a vote nothing wins.
+    This is the mean over all k-subsets of a problem's n responses. If the correct answer ties with j others, the subset
+    counts 1 / (j + 1). A response without an answer does not vote; a subset without votes counts 0.
 
-    Up to `LARGEST_EXACT` responses the mean is computed: over the number t of right votes in the set,
+    Up to `LARGEST_EXACT` responses the mean is computed exactly, summing over the number t of correct votes:
 
         sum over t of C(c, t) [x^(k-t)] (1+x)^b  integral from 0 to 1 of  product over wrong answers of
         (sum over s < t of C(w, s) x^s  +  y C(w, t) x^t)  dy   /   C(n, k)
 
-    with c right votes, b responses without an answer and w votes for each wrong answer; the integral makes 1 / (j + 1)
-    of y^j. Above that, sets are drawn, except for k = 1 and k = n.
+    with c correct votes, b responses without an answer and w votes for each wrong answer; the integral turns y^j into
+    1 / (j + 1). Above that, subsets are sampled, except for k = 1 and k = n.
 
     Args:
-        votes: Votes for the right answer, then for each wrong one in any order, padded with 0. Shape [P, 1 + W].
-        num_samples: Responses n of each problem, or of all. Shape [P] or [].
-        k: Responses that a user asks for, from 1 to the smallest n. A number or several.
-        draws: Sets that are drawn for each k, all problems together.
-        seed: Decides which.
-        exact: Whether to compute; None: up to `LARGEST_EXACT` responses.
+        votes: Votes for the correct answer, then for each wrong one in any order, padded with 0. Shape [P, 1 + W].
+        num_samples: Number of responses n per problem, or one number for all. Shape [P] or [].
+        k: Number of responses that vote, from 1 to the smallest n. One number or several.
+        draws: Number of subsets to sample for each k, over all problems.
+        seed: Seed of the sampling.
+        exact: Whether to compute exactly; None for up to `LARGEST_EXACT` responses.
 
     Raises:
-        ValueError: If a count is none, or a k is out of its range.
+        ValueError: If a count is invalid, or k is out of range.
 
     Example:
-        >>> maj_at_k([[2, 1, 1]], 4, [1, 2, 4]).value.round(4).tolist()  # two of four are right, the others differ
+        >>> maj_at_k([[2, 1, 1]], 4, [1, 2, 4]).value.round(4).tolist()  # two of four are correct, the other two differ
         [[0.5, 0.5, 1.0]]
     """
     counts = np.atleast_2d(np.asarray(votes, dtype=np.int64))
     if counts.size == 0 or counts.min() < 0:
-        raise ValueError("votes must be counts of at least one problem and one answer, 0 or more")
+        raise ValueError("votes must be non-negative counts for at least one problem and one answer")
     _correct, samples = _counts(counts[:, 0], num_samples)
     blank = samples - counts.sum(axis=1)
     if blank.min() < 0:
         raise ValueError(
-            f"a problem of {samples[blank.argmin()]} responses has {counts.sum(axis=1)[blank.argmin()]} votes"
+            f"a problem with {samples[blank.argmin()]} responses has {counts.sum(axis=1)[blank.argmin()]} votes"
         )
     ks = _ks(k, samples)
-    # Problems with the same votes have the same result, and there are few ways to divide a few responses.
+    # Problems with the same votes have the same result: compute each distinct row once.
     rows = np.column_stack([counts[:, 0], -np.sort(-counts[:, 1:], axis=1), blank])
     if exact or (exact is None and samples.max() <= LARGEST_EXACT):
         different, which = np.unique(rows, axis=0, return_inverse=True)
@@ -133,7 +133,7 @@ def maj_at_k(
 def _computed(
     right: NDArray[np.int64], wrong: NDArray[np.int64], blank: NDArray[np.int64], ks: NDArray[np.int64]
 ) -> Floats:
-    """Sum over all sets. `wrong` is sorted, largest first. All terms are positive, so nothing cancels."""
+    """Sum over all subsets. `wrong` is sorted, largest first. All terms are positive, so nothing cancels."""
     degree = int(ks.max())
     total = right + wrong.sum(axis=1) + blank
     binomial = _pascal(int(total.max()))
@@ -145,7 +145,7 @@ def _computed(
         # Gauss's quadrature is exact for polynomials in y of degree 2 * nodes - 1.
         points, weights = np.polynomial.legendre.leggauss(int(rivals.max()) // 2 + 1)
         y = (points + 1) / 2
-        # Answers with fewer votes than t never reach it: any of them may be in the set, as any response without one.
+        # Answers with fewer than t votes cannot win or tie, so they count like responses without an answer.
         free = blank[rows] + np.where(near < t, near, 0).sum(axis=1)
         ways = np.repeat(binomial[free, None, : degree + 1], len(y), axis=1)  # [rows, y, power of x]
         for column in range(int(rivals.max())):
@@ -167,7 +167,7 @@ def _drawn(
 ) -> Majority:
     value, variance = np.zeros((len(rows), len(ks))), np.zeros((len(rows), len(ks)))
     for problem, row in enumerate(rows):
-        # Without the answers that nobody gave; the responses without an answer stay last.
+        # Drop padding; the count of responses without an answer stays last.
         counts = np.append(row[:-1][(row[:-1] > 0) | (np.arange(len(row) - 1) == 0)], row[-1])
         for place, k in enumerate(ks):
             if k == 1:
@@ -183,7 +183,10 @@ def _drawn(
 
 
 def _shares(votes: NDArray[np.int64]) -> Floats:
-    """Return the right answer's share of winning each vote; it stands first. Shape [votes, answers] to [votes]."""
+    """Return 1 / (number of winners) where the first answer, the correct one, is among them, else 0.
+
+    Shape [votes, answers] to [votes].
+    """
     most = votes.max(axis=1)
     won = (votes[:, 0] == most) & (most > 0)
     shares: Floats = won / (votes == most[:, None]).sum(axis=1)
@@ -191,7 +194,7 @@ def _shares(votes: NDArray[np.int64]) -> Floats:
 
 
 def _pascal(largest: int) -> Floats:
-    """Return C(n, k) for all n and k up to a number; 0 for k > n."""
+    """Return C(n, k) for all n and k up to `largest`; 0 for k > n."""
     triangle = np.zeros((largest + 1, largest + 1))
     triangle[:, 0] = 1
     for n in range(1, largest + 1):
@@ -203,7 +206,7 @@ def _counts(num_correct: ArrayLike, num_samples: ArrayLike) -> tuple[NDArray[np.
     correct = np.asarray(num_correct)
     samples = np.broadcast_to(np.asarray(num_samples), correct.shape)
     if correct.ndim != 1 or correct.size == 0:
-        raise ValueError(f"num_correct must have one number for each problem, got shape {list(correct.shape)}")
+        raise ValueError(f"num_correct must have one number per problem, got shape {list(correct.shape)}")
     for name, values in (("num_correct", correct), ("num_samples", samples)):
         if not (np.issubdtype(values.dtype, np.number) and (values == np.floor(values)).all()):
             raise ValueError(f"{name} must be whole numbers")
@@ -221,7 +224,7 @@ def _ks(k: ArrayLike, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         raise ValueError(f"k must be a whole number, got {ks.tolist()}")
     if ks.min() < 1 or ks.max() > samples.min():
         raise ValueError(
-            f"k must be between 1 and {samples.min()}, the responses of a problem, "
+            f"k must be between 1 and {samples.min()}, the smallest number of responses, "
             f"got {ks.min() if ks.min() < 1 else ks.max()}"
         )
     return ks.astype(np.int64)

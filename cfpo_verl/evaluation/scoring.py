@@ -1,4 +1,4 @@
-"""Glue: the project's verifier over a table of responses."""
+"""Score a table of responses with the project's verifier."""
 
 import asyncio
 import logging
@@ -11,22 +11,22 @@ from cfpo_verl.rewards import close, compute_score_async
 from cfpo_verl.rewards.answers import canonical_answer
 from cfpo_verl.rewards.extract import extract_answer
 
-# Responses that wait for a verdict at the same time: enough to keep the worker processes busy.
+# Responses scored concurrently: enough to keep the worker processes busy.
 _AT_ONCE = 64
 
 
 def score(table: pd.DataFrame, on_scored: Callable[[int], None] = lambda _number: None) -> pd.DataFrame:
-    """Return the table with the columns answer, vote and score.
+    """Return the table with the columns answer, vote and score added.
 
     Args:
         table: Columns data_source, response, gold and problem.
-        on_scored: Called with 1 for each response.
+        on_scored: Called with 1 after each response.
     """
     columns = ("data_source", "response", "gold", "problem")
     rows = list(zip(*(table[column] for column in columns), strict=True))
     counters = logging.getLogger("cfpo_verl.rewards.verifier")
     level = counters.level
-    counters.setLevel(logging.WARNING)  # a progress bar says how far it is
+    counters.setLevel(logging.WARNING)  # the progress bar replaces them
     try:
         scores = asyncio.run(_score_all(rows, on_scored))
     finally:
@@ -61,8 +61,8 @@ def _answer(source: str, response: str) -> str | None:
 
 
 def _vote(answer: str) -> str:
-    """Return a text that is the same for answers that are written differently, as far as that is quick to see."""
+    """Return a key that equal answers share, as far as that can be decided quickly."""
     try:
         return canonical_answer(answer) or answer
-    except Exception:  # a model may write anything; such an answer stands for itself
+    except Exception:  # a model may write anything; such an answer is its own key
         return answer

@@ -1,4 +1,4 @@
-"""Find the problems of an evaluation by the names of its sets."""
+"""Find and read the sets of problems of an evaluation."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from cfpo_verl.rewards import unfit_gold
 
 
 class EvaluationError(UserError):
-    """An evaluation cannot be done as asked; the message names the value, the rule and the way out."""
+    """An option or a file of an evaluation is invalid; the message names the value, the rule and the way out."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class EvalProblem:
     """One problem of a set.
 
     Args:
-        index: Its number in the set, from 0.
-        uid: Stands for problem and gold answer, whatever the prompt.
-        data_source: Decides what the verifier accepts.
-        problem: The problem in words, "" if the file does not have it apart from the prompt.
+        index: Index in the set, from 0.
+        uid: Identifies problem and gold answer, independently of the prompt.
+        data_source: Name of the data source, by which the verifier chooses its rules.
+        problem: Text of the problem; "" if the file has it only as part of the prompt.
         gold: The gold answer.
-        messages: What the model is told, as in training.
+        messages: Messages of the prompt, as in training.
     """
 
     index: int
@@ -50,10 +50,10 @@ class EvalSet:
     """A set of problems.
 
     Args:
-        name: What it is called in results.
-        file: Where it comes from.
-        sha256: Of that file.
-        problems: In the order of the file.
+        name: Name in results.
+        file: Path of its parquet file.
+        sha256: SHA-256 of that file.
+        problems: The problems, in the order of the file.
     """
 
     name: str
@@ -63,14 +63,14 @@ class EvalSet:
 
 
 def resolve(sets: str) -> dict[str, Path]:
-    """Return {name: parquet file} of sets as a user writes them.
+    """Return {name: parquet file} for the value of --sets.
 
     Args:
-        sets: With commas between them: names of the config group `eval_sets`, of which some have several files, and
-            paths of parquet files.
+        sets: Comma-separated names of the config group `eval_sets`, some of which have several files, and paths of
+            parquet files.
 
     Raises:
-        EvaluationError: If a name is unknown, or two files would have the same name.
+        EvaluationError: If a name is unknown, or two files have the same name.
     """
     found: dict[str, Path] = {}
     for word in filter(None, map(str.strip, sets.split(","))):
@@ -86,14 +86,14 @@ def resolve(sets: str) -> dict[str, Path]:
         for path in paths:
             name = _set_name(path)
             if found.setdefault(name, path) != path:
-                raise EvaluationError(f"{found[name]} and {path} are both called {name}: rename a folder")
+                raise EvaluationError(f"{found[name]} and {path} would both be called {name}: rename one")
     if not found:
         raise EvaluationError(f"--sets must name at least one set, got {sets!r}")
     return found
 
 
 def _set_name(path: Path) -> str:
-    """Return the folder's name for a file that is called as its split is.
+    """Return the name of the folder for a file named after its split, else the name of the file.
 
     Example:
         >>> _set_name(Path("data/aime24/train.parquet")), _set_name(Path("mine.parquet"))
@@ -107,13 +107,13 @@ def read_set(name: str, file: Path, limit: int | None = None) -> EvalSet:
     """Read a set from a parquet file in verl's schema.
 
     Args:
-        name: What to call it.
+        name: Name of the set.
         file: The file.
-        limit: So many problems from its beginning; None for all.
+        limit: Maximum number of problems, taken from the beginning; None for all.
 
     Raises:
-        DataError: If the file does not have what verl reads.
-        EvaluationError: If a gold answer is none that a response could match.
+        DataError: If the file is not in verl's schema, or a row lacks a value.
+        EvaluationError: If no response could match a gold answer.
     """
     try:
         check_file(file)
@@ -140,7 +140,7 @@ def read_set(name: str, file: Path, limit: int | None = None) -> EvalSet:
         if unfit:
             raise EvaluationError(f"{file}, row {index}: gold answer {problem.gold!r} of {problem.data_source} {unfit}")
         seen[problem.uid] += 1
-        if seen[problem.uid] > 1:  # a repeated problem is a problem of its own
+        if seen[problem.uid] > 1:  # count a repeated problem as another problem
             problem = EvalProblem(**{**vars(problem), "uid": f"{problem.uid}#{seen[problem.uid]}"})
         problems.append(problem)
     return EvalSet(name, file, sha256(file), problems)
@@ -168,5 +168,5 @@ def _problem(index: int, row: dict[str, Any]) -> EvalProblem:
 
 
 def read_sets(sets: str, limit: int | None = None) -> list[EvalSet]:
-    """Resolve and read sets, see `resolve` and `read_set`."""
+    """Read all sets of --sets; see `resolve` and `read_set`."""
     return [read_set(name, file, limit) for name, file in resolve(sets).items()]

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: what was begun, what is finished, the results. Formats: docs/evaluation.md."""
+"""Read and write the folder of an evaluation. File formats: docs/evaluation.md."""
 
 import fcntl
 import json
@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
 
 
 class Key(NamedTuple):
-    """Which response it is."""
+    """Identifies a response."""
 
     set: str
     uid: str
@@ -57,12 +57,12 @@ class Response(NamedTuple):
 
 
 def begin(out: Path, settings: Mapping[str, Any]) -> None:
-    """Note what an evaluation is begun with, or check that it is the same as when it was begun.
+    """Save the settings of a new evaluation, or check that they match those of the one to resume.
 
-    Sets may be added, and responses for each problem; everything else decides what a response is.
+    Sets may be added. Any other setting decides what the responses are.
 
     Raises:
-        EvaluationError: If something differs, or the folder is none of an evaluation.
+        EvaluationError: If a setting differs, or the folder has other files in it.
     """
     file = out / SETTINGS
     if not file.is_file():
@@ -81,7 +81,9 @@ def begin(out: Path, settings: Mapping[str, Any]) -> None:
         if was.get(key) != wanted.get(key) and (key not in sets or key in wanted) and (key in was or key[:5] != "sets.")
     ]
     if changed:
-        raise EvaluationError(f"{out} was begun otherwise: {'; '.join(changed)}. Give another --out, or delete it")
+        raise EvaluationError(
+            f"{out} was started with other settings: {'; '.join(changed)}. Give another --out, or delete it"
+        )
     write_atomically(file, json.dumps({**settings, "sets": {**before["sets"], **settings["sets"]}}, indent=2) + "\n")
 
 
@@ -101,10 +103,10 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def appending(out: Path) -> Iterator[TextIO]:
-    """Open the file of finished responses for this process alone, without a torn last line.
+    """Open the file of finished responses exclusively, and cut off an incomplete last line.
 
     Raises:
-        EvaluationError: If another process has it open.
+        EvaluationError: If another process is writing to it.
     """
     path = out / RESPONSES
     with writing(path):
@@ -113,7 +115,7 @@ def appending(out: Path) -> Iterator[TextIO]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise EvaluationError(f"{out}: another process evaluates into it. Wait, or give another --out") from None
+            raise EvaluationError(f"{out}: another process is writing to it. Wait, or give another --out") from None
         with reading(path):
             whole = path.read_bytes()
         with writing(path):
@@ -122,7 +124,7 @@ def appending(out: Path) -> Iterator[TextIO]:
 
 
 def append(file: TextIO, responses: Mapping[Key, Response]) -> None:
-    """Add finished responses, so that the end of this process does not lose them.
+    """Append finished responses, so that they survive the end of this process.
 
     Raises:
         FileError: If the system refuses, for example because the disk is full.
@@ -137,7 +139,7 @@ def read_responses(out: Path) -> dict[Key, Response]:
     """Read all finished responses of an evaluation, including those of an earlier complete one.
 
     Raises:
-        EvaluationError: If a file has something else in it.
+        EvaluationError: If a file has other content.
         FileError: If a file cannot be read.
     """
     found: dict[Key, Response] = {}
@@ -182,7 +184,7 @@ def _read_columns(file: Path, columns: list[str]) -> pa.Table:
 
 
 def finish(out: Path, table: pd.DataFrame, summary: Mapping[str, Any]) -> None:
-    """Write the results; the file of finished responses is then no longer needed.
+    """Write the results and delete the file of finished responses, which they include.
 
     Raises:
         FileError: If the system refuses.
@@ -214,7 +216,7 @@ def read_summary(out: Path) -> dict[str, Any]:
     """Read the summary of a finished evaluation.
 
     Raises:
-        EvaluationError: If a part is missing that every summary has, see docs/evaluation.md.
+        EvaluationError: If a required part is missing; see docs/evaluation.md.
         FileError: If it cannot be read, or is not JSON.
     """
     summary = read_json_object(out / SUMMARY)

@@ -1,4 +1,4 @@
-"""From a table of scored responses to the metrics of each set."""
+"""Compute the metrics of each set from a table of scored responses."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ Floats = NDArray[np.float64]
 
 
 class UnevenError(UserError):
-    """Problems of a set have different numbers of responses."""
+    """The problems of a set have different numbers of responses."""
 
 
 @dataclass(frozen=True)
 class SetCounts:
-    """What the metrics of a set are computed from, problem by problem in the order of their first response.
+    """Counts per problem from which the metrics of a set are computed, in order of first appearance.
 
     Args:
-        uids: Names of the problems.
-        samples: Responses n of each problem.
-        votes: Votes for the right answer, then for each wrong one. Shape [P, 1 + W].
-        correct: Right responses. Shape [P].
-        means: {metric: mean over a problem's responses, shape [P]}: format_rate and, where known, truncation_rate and
-            response_tokens.
+        uids: Identifiers of the problems.
+        samples: Number of responses n per problem.
+        votes: Votes for the correct answer, then for each wrong one. Shape [P, 1 + W].
+        correct: Number of correct responses per problem. Shape [P].
+        means: {metric: mean over a problem's responses, shape [P]} for format_rate and, where known, truncation_rate
+            and response_tokens.
     """
 
     uids: list[str]
@@ -39,7 +39,7 @@ class SetCounts:
     means: dict[str, Floats]
 
     def ks(self) -> list[int]:
-        """Return the powers of two up to n, and n."""
+        """Return the k of pass@k and maj@k: the powers of two up to n, and n."""
         return sorted({2**i for i in range(self.samples.bit_length())} | {self.samples})
 
 
@@ -62,7 +62,7 @@ def check_even(table: pd.DataFrame) -> None:
 
 
 def count(table: pd.DataFrame) -> Iterator[tuple[str, SetCounts]]:
-    """Count right answers and votes for each set.
+    """Yield the name and counts of each set.
 
     Args:
         table: Columns set, uid, score, vote, response_tokens and finish_reason, as in generations.parquet.
@@ -94,12 +94,12 @@ def count(table: pd.DataFrame) -> Iterator[tuple[str, SetCounts]]:
 
 
 def _votes(problem: NDArray[Any], vote: pd.Series, is_right: NDArray[Any], correct: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the votes for the right answer, then for each wrong one, for each problem."""
-    answer, names = pd.factorize(vote)  # -1 where there is none
+    """Return the votes per problem: for the correct answer, then for each wrong one. Shape [P, 1 + W]."""
+    answer, names = pd.factorize(vote)  # -1 for no answer
     wrong = ~is_right & (answer >= 0)
     different, number = np.unique(problem[wrong] * max(1, len(names)) + answer[wrong], return_counts=True)
     of_problem = different // max(1, len(names))
-    # Place of each wrong answer among those of its problem; `different` is sorted by problem.
+    # Index of each wrong answer within its problem; `different` is sorted by problem.
     place = np.arange(len(different)) - np.searchsorted(of_problem, of_problem)
     votes = np.zeros((len(correct), 1 + (place.max() + 1 if len(place) else 0)), dtype=np.int64)
     votes[:, 0] = correct
@@ -108,7 +108,7 @@ def _votes(problem: NDArray[Any], vote: pd.Series, is_right: NDArray[Any], corre
 
 
 def per_problem(counts: SetCounts, ks: list[int]) -> tuple[dict[str, Floats], dict[str, float]]:
-    """Return {metric: value of each problem} and {metric: standard error of sampling, if it was sampled}."""
+    """Return {metric: value per problem, shape [P]} and {metric: Monte Carlo standard error}, for sampled ones."""
     values = {f"avg@{counts.samples}": avg_at_n(counts.correct, counts.samples)}
     passes = pass_at_k(counts.correct, counts.samples, ks)
     majority = maj_at_k(counts.votes, counts.samples, ks)
@@ -119,7 +119,7 @@ def per_problem(counts: SetCounts, ks: list[int]) -> tuple[dict[str, Floats], di
 
 
 def summarise(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Return {set: problems, samples, metrics, pass_at_k} as in summary.json.
+    """Return {set: problems, samples, metrics, pass_at_k}, the entry `sets` of summary.json.
 
     Args:
         table: As for `count`.
@@ -134,7 +134,7 @@ def _summarise_set(counts: SetCounts) -> dict[str, Any]:
     values, errors = per_problem(counts, counts.ks())
     every_k = np.arange(1, counts.samples + 1)
     curve = pass_at_k(counts.correct, counts.samples, every_k)
-    # Together, so that the problems are drawn once.
+    # In one call, so that all use the same resamples.
     intervals = confidence_intervals(np.column_stack([*values.values(), curve]))
     metrics: dict[str, dict[str, Any]] = {}
     for (name, value), interval in zip(values.items(), intervals, strict=False):

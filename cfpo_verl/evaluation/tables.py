@@ -1,4 +1,4 @@
-"""Print evaluations."""
+"""Print evaluations as tables."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def print_comparison(rows: Sequence[Row], first: str, second: str) -> None:
-    """Print two evaluations side by side: second minus first."""
+    """Print a comparison of two evaluations: second minus first."""
     table = Table(
         "set", "problems", "metric", first, second, "difference", "95 % interval", "better / worse / equal", "sign test"
     )

@@ -1,4 +1,4 @@
-"""What a user sees: a progress bar on the terminal, and everything else in a log."""
+"""Show a progress bar on the terminal and send all other output to a log."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from cfpo_verl.files import writing
 
 @contextmanager
 def progress(stream: TextIO) -> Iterator[Progress]:
-    """Show a progress bar with a field `rate` while the block runs."""
+    """Show a progress bar, with a field `rate`, while the block runs."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     console = Console(file=stream)
     with Progress(
@@ -31,7 +31,11 @@ def progress(stream: TextIO) -> Iterator[Progress]:
 
 @contextmanager
 def output_to(log: Path) -> Iterator[TextIO]:
-    """Send what this process and those that it starts print to a file, and yield what was stderr until then."""
+    """Redirect stdout and stderr of this process and its children to a file, and yield the original stderr.
+
+    Raises:
+        FileError: If the file cannot be opened.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]

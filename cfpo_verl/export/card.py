@@ -1,4 +1,4 @@
-"""A model card with what is known of a run, and nothing else."""
+"""Write a model card that states only what is known about a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -58,13 +58,13 @@ def export_with_card(
 def write_card(
     folder: Path, title: str, checkpoint: Checkpoint, check: Check, evaluations: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write the card, and beside it the config of the run.
+    """Write the model card and the config of the run.
 
     Args:
-        folder: The exported model.
-        title: What it is called.
-        checkpoint: Where it comes from.
-        check: What it said to a prompt.
+        folder: Folder of the exported model.
+        title: Title of the card.
+        checkpoint: The checkpoint that was exported.
+        check: Result of the comparison with the checkpoint.
         evaluations: Summaries of `cfpo-verl eval`.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -78,7 +78,7 @@ def write_card(
         for metric, numbers in _shown(found)
     ]
     data = ModelCardData(
-        # A folder of this machine is no model of the hub.
+        # A local folder cannot be linked from a card on the hub.
         base_model=base_model if _is_hub_id(base_model) else None,
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -111,7 +111,7 @@ def write_card(
     if config and checkpoint.run_dir:
         import yaml
 
-        # What Ray's processes get in their environment may be secret, and a card is made to be published.
+        # The environment variables in ray_kwargs may hold secrets, and the card is meant to be published.
         shown = {key: value for key, value in config.items() if key != "ray_kwargs"}
         (folder / CONFIG).write_text(yaml.safe_dump(shown, sort_keys=False))
 
@@ -121,9 +121,9 @@ def _is_hub_id(path: object) -> bool:
 
 
 def _loss(config: dict[str, Any]) -> str:
-    """Return the name of the loss with its options, except those of verl's that have verl's defaults.
+    """Return the name of the loss with its options, leaving out verl's own options at their defaults.
 
-    A loss has its own options beside verl's in the same node of the config, whoever wrote it.
+    Any loss, third-party ones included, has its options in the same config node as verl's.
     """
     import yaml
 
@@ -135,7 +135,7 @@ def _loss(config: dict[str, Any]) -> str:
         for key, value in options.items()
         if key != "_target_" and value is not None and not (key in of_verl and of_verl[key] == value)
     ]
-    # verl's losses have options outside of that node too.
+    # verl's own losses also have options outside that node.
     outside = {key: lookup(config, f"actor_rollout_ref.actor.{key}") for key in _ACTOR_OPTIONS.get(name, ())}
     shown += [f"{key} {value}" for key, value in outside.items() if value is not None]
     return ", ".join([f"`{name}`", *shown])
@@ -156,14 +156,14 @@ def _data_file(path: str, run_dir: Path | None) -> dict[str, Any]:
 
 
 def _shown(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the metrics that a card has: the mean, and at all responses pass@n and maj@n."""
+    """Return the metrics to show: avg@n, pass@n and maj@n."""
     names = [f"{metric}@{found['samples']}" for metric in ("avg", "pass", "maj")]
     return [(name, found["metrics"][name]) for name in names]
 
 
 def _table(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     settings = evaluation.get("generation")
-    how = "responses that were made elsewhere"
+    how = "responses generated elsewhere"
     if settings:
         how = ", ".join(
             f"{key.replace('_', ' ')} {settings[key]}"

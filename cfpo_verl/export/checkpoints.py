@@ -1,4 +1,4 @@
-"""Find a checkpoint of verl, and say what it is."""
+"""Find a verl checkpoint and determine its format."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,18 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 class CheckpointError(UserError):
-    """There is no checkpoint that can be used; the message names the path, the rule and the way out."""
+    """There is no usable checkpoint; the message names the path, the rule and the way out."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of an actor.
+    """A checkpoint of the actor.
 
     Args:
-        folder: What verl's merger calls the local dir: .../global_step_N/actor.
-        backend: Who wrote it.
-        run_dir: Folder of the run it belongs to, if that is one of `cfpo-verl train`.
-        step: Training step; None if the folders do not say.
+        folder: Folder of the actor, .../global_step_N/actor: --local_dir of verl's merger.
+        backend: Training backend that wrote it.
+        run_dir: Folder of its `cfpo-verl train` run; None if it was not found.
+        step: Training step; None if the folder names do not contain it.
     """
 
     folder: Path
@@ -34,7 +34,7 @@ class Checkpoint:
 
     @property
     def huggingface(self) -> Path:
-        """The folder with config and tokenizer, and with the weights if verl was told to save them so."""
+        """Folder with config and tokenizer, and with whole weights if save_contents has hf_model."""
         return self.folder / ("model/huggingface" if self.backend == "megatron" else "huggingface")
 
     @property
@@ -51,7 +51,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def is_model(path: Path) -> bool:
-    """Return whether a folder is a model that transformers loads.
+    """Return whether a folder holds a model that transformers can load.
 
     Raises:
         FileError: If the system refuses to read it.
@@ -61,11 +61,11 @@ def is_model(path: Path) -> bool:
 
 
 def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
-    """Find the checkpoint that a path means.
+    """Find the checkpoint that a path refers to.
 
     Args:
         path: A run folder of `cfpo-verl train`, a folder with global_step_N folders, one of these, or its actor folder.
-        step: Which one; None for the newest whose weights are whole.
+        step: Step of the checkpoint; None for the newest one with complete weights.
 
     Raises:
         CheckpointError: If there is none, or a part of it is missing.
@@ -77,15 +77,13 @@ def find_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
 
 def _find(path: Path, step: int | None) -> Checkpoint:
     if not path.is_dir():
-        raise CheckpointError(
-            f"{path}: no such folder. Give a run folder of `cfpo-verl train`, or a checkpoint of verl"
-        )
+        raise CheckpointError(f"{path}: no such folder. Give a run folder of `cfpo-verl train`, or a verl checkpoint")
     roots = [path, path / "checkpoints"]
     of_run = next((steps for root in roots if root.is_dir() and (steps := _steps(root))), None)
     if of_run is not None:
         path = _choose(of_run, step)
     elif step is not None and not is_checkpoint(path.resolve()):
-        raise CheckpointError(f"{path}: --step {step} needs a folder with global_step_{step} in it")
+        raise CheckpointError(f"{path}: --step {step} needs a folder that contains global_step_{step}")
     actor = path / "actor" if (path / "actor").is_dir() else path
     if (actor / "fsdp_config.json").is_file():
         backend: Literal["fsdp", "megatron"] = "fsdp"
@@ -93,20 +91,20 @@ def _find(path: Path, step: int | None) -> Checkpoint:
         backend = "megatron"
     else:
         raise CheckpointError(
-            f"{path}: no checkpoint of verl here: neither fsdp_config.json nor a folder model in {actor.name}. "
-            "A run saves one every trainer.save_freq steps; with save_freq=-1, the default, none"
+            f"{path}: not a verl checkpoint: {actor.name} has neither fsdp_config.json nor a folder model. "
+            "A run saves one every trainer.save_freq steps; with save_freq=-1, the default, it saves none"
         )
     saved_as = actor.resolve().parent
     checkpoint = Checkpoint(actor, backend, _run_dir(actor), step_of(saved_as) if is_checkpoint(saved_as) else None)
     if not (checkpoint.huggingface / "config.json").is_file():
         raise CheckpointError(f"{actor}: {checkpoint.huggingface.relative_to(actor)}/config.json is missing")
     if not checkpoint.is_sharded and not has_weights(checkpoint.huggingface):
-        raise CheckpointError(f"{actor}: no weights in it: `model` must be among checkpoint.save_contents of the actor")
+        raise CheckpointError(f"{actor}: it has no weights: actor.checkpoint.save_contents must include `model`")
     return checkpoint
 
 
 def _steps(root: Path) -> dict[int, Path]:
-    """Return {step: its folder}, the newest first."""
+    """Return {step: folder}, newest first."""
     return {step_of(folder): folder for folder in sorted(filter(is_checkpoint, root.iterdir()), key=step_of)[::-1]}
 
 
@@ -114,9 +112,9 @@ def _choose(steps: dict[int, Path], step: int | None) -> Path:
     root = next(iter(steps.values())).parent
     if step is not None:
         if step not in steps:
-            raise CheckpointError(f"{root}: no global_step_{step} here, but: {', '.join(map(str, sorted(steps)))}")
+            raise CheckpointError(f"{root}: no global_step_{step}. Available: {', '.join(map(str, sorted(steps)))}")
         return steps[step]
-    # Not the one that verl's tracker file names: what is written after that file may be whole, or what it names torn.
+    # Ignore verl's tracker file: the checkpoint that it names may be incomplete, and a later one complete.
     reasons = {}
     for folder in steps.values():
         reason = _why_torn(folder / "actor")
@@ -125,13 +123,13 @@ def _choose(steps: dict[int, Path], step: int | None) -> Path:
         reasons[folder.name] = reason
     listed = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
     raise CheckpointError(
-        f"{root}: no checkpoint has whole weights: {listed}. Another one can be named by its "
-        "path; weights are saved if `model` is among checkpoint.save_contents of the actor"
+        f"{root}: no checkpoint has complete weights: {listed}. Weights are saved if actor.checkpoint.save_contents "
+        "includes `model`. To export another checkpoint, give its path"
     )
 
 
 def _why_torn(actor: Path) -> str | None:
-    """Say what the weights of an actor lack, None if they are whole."""
+    """Return why the weights of an actor are incomplete, or None if they are complete."""
     if (actor / "model").is_dir():
         return why_model_incomplete(actor, "megatron", ())
     has_shards = any(actor.glob("model_world_size_*_rank_*.pt"))
@@ -142,7 +140,7 @@ def _why_torn(actor: Path) -> str | None:
 
 
 def _run_dir(actor: Path) -> Path | None:
-    """Return the folder above that has a config of `cfpo-verl train`."""
+    """Return the folder of the `cfpo-verl train` run that a checkpoint is in, found by its config."""
     return next((folder for folder in actor.absolute().parents[:3] if attempt_files(folder, "config")), None)
 
 
@@ -169,7 +167,7 @@ def run_config(run_dir: Path) -> dict[str, Any]:
 
 
 def lookup(config: dict[str, Any], key: str, default: Any = None) -> Any:
-    """Return the value of a dotted key of nested dicts, the default where it is missing or null.
+    """Return the value of a dotted key in nested dicts; the default if it is missing or null.
 
     Example:
         >>> lookup({"data": {"max_response_length": 8}}, "data.max_response_length")
@@ -182,6 +180,6 @@ def lookup(config: dict[str, Any], key: str, default: Any = None) -> Any:
 
 
 def weights_dtype(folder: Path) -> str | None:
-    """Return the type of the numbers in a Hugging Face folder, as its config.json has it."""
+    """Return the data type of the weights in a Hugging Face folder, from its config.json."""
     config = read_json_object(folder / "config.json")
     return config.get("dtype") or config.get("torch_dtype")

@@ -1,4 +1,4 @@
-"""Glue: verl's model merger, and the check of what it wrote."""
+"""Glue to verl's model merger, and a comparison of its output with the checkpoint."""
 
 import json
 import os
@@ -16,30 +16,30 @@ from cfpo_verl.errors import UserError
 from cfpo_verl.export.checkpoints import Checkpoint, CheckpointError, has_weights
 from cfpo_verl.files import read_json_object, reading, writing
 
-# What an export remembers of itself; its presence says that it is complete.
+# Describes an export; its presence means that the export is complete.
 RECORD = "export.json"
 PROMPT = "What is 3 + 4?"
-# Log-probabilities of the same weights, computed twice.
+# Tolerance between log-probabilities computed twice from the same weights.
 _SAME_NATS = 1e-3
 
 
 class ExportError(UserError):
-    """A checkpoint could not be exported; nothing was left behind."""
+    """The export failed; no output folder was left behind."""
 
     exit_status = 1
 
 
 @dataclass(frozen=True)
 class Check:
-    """What the exported model says to a prompt, beside the checkpoint.
+    """Comparison of the exported model with the checkpoint on one prompt.
 
     Args:
-        prompt: What it was given, chat template applied.
-        continuation: What it goes on with, always the likeliest token.
-        reference: What it was compared with; None if there is nothing that could be read without the training backend.
-        merge_difference: Largest difference of two log-probabilities of a next token, in nats, between the export and
-            the checkpoint's weights in the export's number type. Near 0 if the merger did its work.
-        rounding_difference: The same between the checkpoint's weights as they are and in the export's number type.
+        prompt: The prompt, with the chat template applied.
+        continuation: The greedy continuation of the exported model.
+        reference: What it was compared with; None if the checkpoint can only be read with the training backend.
+        merge_difference: Largest absolute difference of next-token log-probabilities, in nats, between the export and
+            the checkpoint's weights in the data type of the export. Near 0 if the merger worked.
+        rounding_difference: The same between the checkpoint's weights before and after conversion to that data type.
     """
 
     prompt: str
@@ -49,13 +49,13 @@ class Check:
     rounding_difference: float | None
 
     def describe(self) -> str:
-        """Return it in words."""
-        said = f"loaded back; to {self.prompt!r} it says {self.continuation!r}"
+        """Return the result as a sentence."""
+        said = f"loaded with transformers; continues {self.prompt!r} with {self.continuation!r}"
         if self.reference is None:
-            return f"{said}; not compared with the checkpoint, whose weights cannot be read here"
+            return f"{said}; not compared with the checkpoint, whose weights can only be read with its training backend"
         return (
-            f"{said}; largest difference of log-probabilities: {self.merge_difference:.2g} nats to the checkpoint, "
-            f"{self.rounding_difference:.2g} with the rounding of its weights"
+            f"{said}; largest difference of log-probabilities: {self.merge_difference:.2g} nats from merging, "
+            f"{self.rounding_difference:.2g} nats from rounding the weights"
         )
 
 
@@ -65,31 +65,32 @@ def export(
     trust_remote_code: bool = False,
     complete: Callable[[Path, Check], None] = lambda _folder, _check: None,
 ) -> Check:
-    """Write a checkpoint as a Hugging Face folder, load that and compare it on a prompt.
+    """Convert a checkpoint to a Hugging Face folder, load it and compare it with the checkpoint on a prompt.
 
     Args:
         checkpoint: The checkpoint.
-        out: The folder to make. It appears only when all is done.
-        trust_remote_code: Whether code of the model's folder may run.
-        complete: Adds files to the folder before it is put in place.
+        out: Folder to create. It appears only when the export is complete.
+        trust_remote_code: Whether the model folder's own Python code may run.
+        complete: Adds files to the folder before it is moved into place.
 
     Raises:
-        CheckpointError: If `out` is there and not empty, or the checkpoint is one that cannot be exported here.
-        ExportError: If the merger fails, or the export says something else than the checkpoint.
+        CheckpointError: If `out` exists and is not empty, or the checkpoint cannot be exported here.
+        ExportError: If the merger fails, or the exported model differs from the checkpoint.
+        FileError: If the system refuses to write `out`.
     """
     with reading(out):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise CheckpointError(f"{out}: already exists. Give another --out, or delete it")
     if (checkpoint.folder / "lora_train_meta.json").is_file():
         raise CheckpointError(
-            f"{checkpoint.folder}: holds a LoRA adapter, which verl's merger writes beside the base model and not into "
-            "it: the export would be the model before training. Use `python -m verl.model_merger merge`, then peft's "
+            f"{checkpoint.folder}: holds a LoRA adapter, which verl's merger does not merge into the base model: the "
+            "export would be the model before training. Use `python -m verl.model_merger merge`, then peft's "
             "merge_and_unload"
         )
     if checkpoint.backend == "megatron" and checkpoint.is_sharded and not _has_gpu():
         raise CheckpointError(
-            f"{checkpoint.folder}: verl's merger needs a GPU for Megatron's shards, and there is none here. "
-            "Export where the run was trained"
+            f"{checkpoint.folder}: verl's merger needs a GPU for Megatron's shards, and this machine has none. "
+            "Export on a machine like the one that trained"
         )
     with writing(out):
         return _export(checkpoint, out, trust_remote_code, complete)
@@ -115,7 +116,7 @@ def _export(
         (unfinished / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         complete(unfinished, check)
         for file in unfinished.rglob("*"):
-            file.chmod(file.stat().st_mode | 0o044)  # safetensors writes files that only their owner reads
+            file.chmod(file.stat().st_mode | 0o044)  # safetensors writes files that only their owner can read
         if out.is_dir():
             out.rmdir()
         unfinished.rename(out)
@@ -123,11 +124,11 @@ def _export(
 
 
 def exported(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Path:
-    """Return the export of a checkpoint in its run's folder, made now unless it is there.
+    """Return the export of a checkpoint in the folder of its run. It is made if it is missing or outdated.
 
     Raises:
-        CheckpointError: If there is no run folder to put it in.
-        ExportError: If it cannot be made.
+        CheckpointError: If the checkpoint cannot be exported here.
+        ExportError: If the export fails.
     """
     home = checkpoint.run_dir or checkpoint.folder.parent
     out = (
@@ -139,7 +140,7 @@ def exported(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Path:
         is_there = (out / RECORD).is_file()
         is_current = is_there and _newest(checkpoint.folder) <= (out / RECORD).stat().st_mtime
         if is_there and not is_current:
-            shutil.rmtree(out)  # of a checkpoint that another run has replaced since
+            shutil.rmtree(out)  # the checkpoint has been overwritten since
     if not is_current:
         export(checkpoint, out, trust_remote_code)
     return out
@@ -156,7 +157,7 @@ def _newest(folder: Path) -> float:
 
 
 def merger_arguments(checkpoint: Checkpoint, out: Path, trust_remote_code: bool) -> list[str]:
-    """Return the command line of verl's merger."""
+    """Return the arguments of verl's merger."""
     arguments = ["merge", "--backend", checkpoint.backend]
     arguments += ["--local_dir", str(checkpoint.folder), "--target_dir", str(out)]
     config = read_json_object(checkpoint.huggingface / "config.json")
@@ -168,7 +169,7 @@ def merger_arguments(checkpoint: Checkpoint, out: Path, trust_remote_code: bool)
 
 
 def _merge(checkpoint: Checkpoint, out: Path, trust_remote_code: bool) -> None:
-    """Run verl's merger in a process of its own: it prints, and it keeps the whole model in memory."""
+    """Run verl's merger in another process, since it prints and keeps the whole model in memory."""
     command = [sys.executable, "-m", "verl.model_merger", *merger_arguments(checkpoint, out, trust_remote_code)]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     if done.returncode or not has_weights(out):
@@ -177,7 +178,7 @@ def _merge(checkpoint: Checkpoint, out: Path, trust_remote_code: bool) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment, in which verl finds the platform of a machine without an accelerator."""
+    """Return this process's environment, plus what verl needs on a machine without a GPU."""
     from cfpo_verl.config_groups import platform_env
     from cfpo_verl.cpu.vllm_metadata import is_installed
 
@@ -205,21 +206,21 @@ def _check(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool) -> Che
     model = model.float()
     said = _log_probabilities(model, tokens)
     if not said.isfinite().all():
-        raise ExportError(f"{checkpoint.folder}: the exported model gives no numbers (NaN) for a prompt")
+        raise ExportError(f"{checkpoint.folder}: the exported model returns NaN or infinity for a prompt")
     with torch.inference_mode():
         generated = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=16, do_sample=False)
     continuation = tokenizer.decode(generated[0, tokens.shape[1] :], skip_special_tokens=True)
     reference = _fsdp_weights(checkpoint.folder) if checkpoint.backend == "fsdp" and checkpoint.is_sharded else {}
-    if not reference:  # Megatron names and divides its weights otherwise
+    if not reference:  # Megatron names and shards its weights differently
         return Check(text, continuation, None, None, None)
     wanted = _said_with(model, reference, tokens)
-    for name in reference:  # one after the other: there is no room for a third copy of a large model
+    for name in reference:  # one by one, to avoid a third copy of the model in memory
         reference[name] = reference[name].to(kept).float()
     rounded = _said_with(model, reference, tokens)
     return Check(
         text,
         continuation,
-        "the checkpoint's shards, put together without verl",
+        "the checkpoint's shards, concatenated without verl",
         float((said - rounded).abs().max()),
         float((wanted - rounded).abs().max()),
     )
@@ -233,7 +234,7 @@ def _log_probabilities(model: Any, tokens: Any) -> Any:
 
 
 def _said_with(model: Any, weights: dict[str, Any], tokens: Any) -> Any:
-    """Return what the model says with other weights."""
+    """Return the model's log-probabilities with other weights."""
     found = model.load_state_dict(weights, strict=False)
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     missing = [name for name in found.missing_keys if name not in tied]
@@ -243,7 +244,7 @@ def _said_with(model: Any, weights: dict[str, Any], tokens: Any) -> Any:
 
 
 def _fsdp_weights(folder: Path) -> dict[str, Any]:
-    """Put the shards of FSDP together: independent of verl's merger, which this checks."""
+    """Concatenate the shards of FSDP, independently of verl's merger, which this is compared with."""
     import torch
     from torch.distributed.tensor import DTensor, Shard
 
@@ -258,7 +259,7 @@ def _fsdp_weights(folder: Path) -> dict[str, Any]:
                 *_replicas, placement = first.placements
                 parts = [part.to_local() for part in parts]
                 mesh = first.device_mesh.mesh
-                parts = parts[: mesh.shape[-1]]  # of several replicas one
+                parts = parts[: mesh.shape[-1]]  # one replica is enough
                 whole = torch.cat(parts, placement.dim) if isinstance(placement, Shard) else parts[0]
             else:
                 whole = parts[0]
@@ -268,7 +269,7 @@ def _fsdp_weights(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _single_process() -> Iterator[None]:
-    """Silence torch about shards that are read outside of the job that wrote them."""
+    """Silence torch's warnings about reading shards outside the job that wrote them."""
     import logging
 
     logger = logging.getLogger("torch.distributed.device_mesh")
