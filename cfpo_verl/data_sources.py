@@ -1,27 +1,27 @@
-"""The names that may stand in the column `data_source`, and how the reward finds and compares answers under each.
+"""Known values of the column `data_source`, and how the reward extracts and compares answers for each.
 
-verl logs validation metrics by these names and its own reward functions dispatch on them, so all of verl's are here.
-Data preparation writes them, checks of data and the reward read them here.
+verl groups validation metrics by these names and its own reward functions dispatch on them, so all of verl's names are
+here.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-# Where a response without a box may state its answer: behind the last `####`, in the last line with "answer is" or
-# "answer:", or the response may be nothing but the answer.
+# Where to find the answer of a response without a box: after the last `####`, in the last line with "answer is" or
+# "answer:", or the whole response.
 Fallback = Literal["hashes", "answer_line", "whole"]
 
 
 @dataclass(frozen=True)
 class DataSource:
-    r"""What is known of all rows of one name.
+    r"""Scoring rules of one data source.
 
     Args:
         name: The value of `data_source`.
-        answer: "number", a plain decimal number; "expression", LaTeX or text; "unsupported", a task that no comparison
-            of final answers can score.
-        fallbacks: Where a response without a `\boxed{...}` may state its answer.
-        relative_tolerance: How far a number may be from a gold answer that is written as a decimal, relative to it.
+        answer: "number", a plain decimal number; "expression", LaTeX or text; "unsupported", a task that cannot be
+            scored by comparing final answers.
+        fallbacks: Where to find the answer of a response without a `\boxed{...}`.
+        relative_tolerance: Allowed relative error with respect to a gold answer written as a decimal.
     """
 
     name: str
@@ -31,7 +31,7 @@ class DataSource:
 
 
 _HASHES: tuple[Fallback, ...] = ("hashes", "answer_line")
-# The prompts of generated problems ask for nothing but the answer.
+# The prompts of generated problems ask only for the answer.
 _BARE: tuple[Fallback, ...] = ("hashes", "whole")
 
 DATA_SOURCES = {
@@ -61,7 +61,7 @@ DATA_SOURCES = {
         DataSource("aime24", "number"),
         DataSource("aime25", "number"),
         DataSource("amc23", "number"),
-        # Its decimals are rounded to two or three digits; one percent is our choice.
+        # Its gold decimals are rounded to two or three digits; the tolerance of 1 percent is our choice.
         DataSource("minerva_math", "expression", relative_tolerance=0.01),
         DataSource("olympiadbench", "expression"),
         *(DataSource(name, "unsupported") for name in ("codecontests", "apps", "codeforces", "taco")),
@@ -74,9 +74,9 @@ DATA_SOURCES = {
 
 
 def data_source(name: str) -> DataSource:
-    """Return what is known of a name; what is in the table for "aime24" holds for every name that verl takes for AIME.
+    """Return the rules of a data source. As in verl, every name that starts with "aime" is AIME.
 
     Raises:
-        KeyError: If nothing is known.
+        KeyError: If the name is unknown.
     """
     return DATA_SOURCES["aime24"] if name not in DATA_SOURCES and name.startswith("aime") else DATA_SOURCES[name]

@@ -214,7 +214,7 @@ compute_score("openai/gsm8k", "#### 7", "7", deadline_s=1e-6)
     result = run_python(code)
     assert result.returncode == 1
     assert "CanaryError: reward canary: the response" in result.stderr
-    assert "its comparison was ended for its time or memory" in result.stderr
+    assert "the comparison exceeded its time or memory limit" in result.stderr
     assert "reward_kwargs.deadline_s" in result.stderr
 
 

@@ -1,4 +1,4 @@
-"""Verifiable rewards for mathematics. verl finds them by `reward.custom_reward_function.path=pkg://cfpo_verl.rewards`."""
+"""Verifiable rewards for mathematics, for verl's `reward.custom_reward_function.path=pkg://cfpo_verl.rewards`."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ __all__ = ["REWARD_KWARGS", "close", "compute_score", "compute_score_async", "un
 
 logger = logging.getLogger(__name__)
 
-# What `reward.custom_reward_function.reward_kwargs` may set.
+# Keys of `reward.custom_reward_function.reward_kwargs`.
 REWARD_KWARGS = ("diagnostics", "workers", "deadline_s", "memory_gb")
 
 
@@ -32,28 +32,28 @@ def compute_score(
     memory_gb: float = Limits.memory_gb,
     **others: Any,
 ) -> dict[str, float]:
-    r"""Score one response: 1 if its final answer is the gold answer, else 0. docs/rewards.md says what that means.
+    r"""Score one response: 1 if its final answer equals the gold answer, else 0 (rules: docs/rewards.md).
 
-    Safe to call from any thread. The first call in a process takes about a second: it scores known answers.
+    Thread-safe. The first call in a process takes about a second, since it first scores known answers.
 
     Args:
-        data_source: Name of the data set; `cfpo_verl.data_sources` has what follows from it.
+        data_source: Name of the data source, which selects the rules in `cfpo_verl.data_sources`.
         solution_str: The response, decoded without special tokens.
         ground_truth: The gold answer.
-        extra_info: The row's extra_info. If it has the `problem` (or `question`), an answer that only repeats an
-            expression of it scores 0, and the words of it may stand behind a number.
-        diagnostics: Whether to return has_answer, fast_path, timed_out and verify_seconds too. verl bootstraps every
+        extra_info: The row's extra_info. If it has `problem` (or `question`), an answer that only copies an expression
+            from it scores 0, and a number may be followed by what it counts.
+        diagnostics: Whether to return has_answer, fast_path, timed_out and verify_seconds too. verl bootstraps each
             key in validation, which takes time.
-        workers: Worker processes of this process, for comparisons that need computer algebra.
-        deadline_s: Processor seconds that one comparison may take.
-        memory_gb: Memory that a worker process may have, in GiB.
-        **others: Whatever else verl passes. Ignored.
+        workers: Number of worker processes, used for comparisons that need computer algebra.
+        deadline_s: CPU time limit per comparison, in seconds.
+        memory_gb: Memory limit per worker process, in GiB.
+        **others: Any other argument that verl passes; ignored.
 
     Returns:
-        The same keys for every response: `score`, the reward, and `acc`, whether the answer is right. Both 0.0 or 1.0.
+        `score`, the reward, and `acc`, whether the answer is correct, both 0.0 or 1.0. All responses have the same keys.
 
     Raises:
-        CanaryError: At the first call, if this process's verifier does not work.
+        CanaryError: If the verifier gives a wrong verdict on a known answer.
         LimitError: If a limit is not a positive number.
 
     Example:
@@ -75,19 +75,19 @@ async def compute_score_async(
     memory_gb: float = Limits.memory_gb,
     **others: Any,
 ) -> dict[str, float]:
-    """Do what `compute_score` does without blocking a thread while a worker process decides.
+    """Score one response like `compute_score`, without blocking a thread while a worker process decides.
 
-    For verl's reward loop, which runs plain functions in a few threads that it needs for decoding too.
+    Meant for verl's reward loop, which runs plain functions in a small thread pool that it also needs for decoding.
     """
     scoring = _Scoring(Limits(workers, deadline_s, memory_gb), data_source, solution_str, ground_truth, extra_info)
     if isinstance(scoring.asked, Asked):
-        # Others may wait for the same decision: being cancelled must not cancel it.
+        # Other calls may wait for the same decision, so cancelling this one must not cancel it.
         await asyncio.shield(asyncio.wrap_future(scoring.asked.decision))
     return scoring.finish().as_dict(diagnostics)
 
 
 class _Scoring:
-    """One response on its way to a score, begun."""
+    """The scoring of one response, from its start to the result."""
 
     def __init__(
         self, limits: Limits, data_source: str, response: str, gold: str, extra_info: Mapping[str, Any] | None
@@ -104,20 +104,20 @@ class _Scoring:
         return replace(result, verify_s=time.perf_counter() - self._begin_s)
 
     def _guarded(self, step: Callable[[], Any]) -> Any:
-        """Take a step in which no response may end a run: an error of ours is shown and counted, and scores 0."""
+        """Run a step. No response may end a training run: a bug is logged, counted, and scores 0."""
         try:
             return step()
         except Exception:
             if self._verifier.counts["errors"] == 0:
-                logger.exception("an error in the verifier; this response scores 0. Further ones are counted only")
+                logger.exception("bug in the verifier; this response scores 0. Further errors are only counted")
             self._verifier.counts["errors"] += 1
             return Result(is_correct=False, has_answer=False)
 
 
 def unfit_gold(data_source: str, gold: str) -> str | None:
-    """Say why no response could match a gold answer, or return None.
+    """Return why no response could match a gold answer, or None.
 
-    A gold answer is fit if it is the same as itself, and is a number where its data source has numbers.
+    A valid gold answer equals itself, and is a number if its data source has numeric answers.
     """
     try:
         source = known_data_source(data_source)

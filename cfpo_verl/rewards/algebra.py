@@ -1,4 +1,4 @@
-r"""A strict reader of algebra in LaTeX, and what its expressions are worth. What is not understood whole is not read.
+r"""A strict parser of algebraic LaTeX expressions, and their values. Text that it cannot parse completely is rejected.
 
     sum     := product (("+" | "-") product)*
     product := signed (["\cdot" | "\times" | "*" | "/" | "\div"] signed)*
@@ -6,7 +6,7 @@ r"""A strict reader of algebra in LaTeX, and what its expressions are worth. Wha
     power   := atom ["^" (group | character)]
     atom    := number | letter | constant | "\frac" group group | "\sqrt" ["[" sum "]"] group | group | "(" sum ")"
 
-An integer followed by a fraction of integers is a mixed number. Strings in, numbers out; every cost is bounded.
+An integer followed by a fraction of integers is a mixed number. Time and memory are bounded for any input.
 """
 
 import re
@@ -20,10 +20,10 @@ from typing import Any, TypeAlias
 
 from mpmath import mp, mpc
 
-# Binary digits that an exact number may have: 2^2005 is fine, a tower of powers is not.
+# Maximum number of bits of an exact number: 2^2005 is fine, a tower of powers is not.
 _MAX_BITS = 40_000
 _MAX_DEPTH = 30
-# Decimal digits of values with roots or pi, and how many of them have to agree.
+# Significant digits of values with roots or pi, and how many of them must agree.
 _DIGITS, _AGREEING = 60, 45
 
 # 2**61 - 1. Different polynomials of degree d agree at one random point by chance with probability d / 2**61.
@@ -51,7 +51,7 @@ Value: TypeAlias = Any
 
 
 class NotAlgebra(ValueError):
-    """The text is not read, or its value would be too large."""
+    """The text cannot be parsed, or its value is undefined or too large."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Node:
 
     Args:
         kind: number, letter, add, multiply, divide, power, root, negate or mixed.
-        parts: The nodes it is made of. A root has its radicand and its degree.
+        parts: The operands. A root has its radicand and its degree.
         number: The value of a number.
         letter: The name of a letter or constant.
     """
@@ -116,7 +116,7 @@ class _Reader:
             following = self.peek()
             if following in _TIMES or following in _OVER:
                 if divided:
-                    raise NotAlgebra("a division and then something else: what is divided is not clear")
+                    raise NotAlgebra("a factor after a division: ambiguous")
                 self.take()
                 factor = self.signed()
                 if following in _OVER:
@@ -129,9 +129,9 @@ class _Reader:
                 is_number = self.tokens[self.position][0] == "number"
                 if is_number and self.tokens[self.position - 1][1] != ")":
                     raise NotAlgebra("a number behind something else")
-                # 1/2 x is a half of x, as everybody writes it; of other divisions it is not clear what is divided.
+                # 1/2 x means x/2; other divisions followed by a factor are ambiguous.
                 if divided and not all(_is_whole(_unsigned(part)) for part in factors[0].parts):
-                    raise NotAlgebra("a division and then something else")
+                    raise NotAlgebra("a factor after a division")
                 factors.append(self.power())
             else:
                 return factors[0] if len(factors) == 1 else Node("multiply", tuple(factors))
@@ -165,7 +165,7 @@ class _Reader:
         return Node("power", (base, exponent))
 
     def argument(self) -> Node:
-        r"""Read what follows ^, \frac or \sqrt: a group, or one character as TeX takes it."""
+        r"""Parse the argument of ^, \frac or \sqrt: a group, or a single character as in TeX."""
         if self.peek() == "{":
             return self.group("{", "}")
         kind, text = self.tokens[self.position] if self.position < len(self.tokens) else ("", "")
@@ -192,7 +192,7 @@ class _Reader:
         if kind == "letter":
             following = [token for _kind, token in self.tokens[self.position : self.position + 3]]
             if following[:1] == ["("] and following[2:] == [")"]:
-                raise NotAlgebra("a function")  # f(2), I(0): a product would have no brackets
+                raise NotAlgebra("a function")  # f(2), I(0): a product would be written without brackets
             return Node("letter", letter=re.sub(r"[{}\s]", "", text))
         if text == r"\frac":
             return Node("divide", (self.argument(), self.argument()))
@@ -214,10 +214,10 @@ def _is_whole(node: Node) -> bool:
 
 
 def parse(text: str) -> Node:
-    r"""Read an expression.
+    r"""Parse an expression.
 
     Raises:
-        NotAlgebra: If anything in it is not understood.
+        NotAlgebra: If any part of it cannot be parsed.
 
     Example:
         >>> value(parse(r"1\frac{4}{5}"))
@@ -242,10 +242,10 @@ def letters(node: Node) -> frozenset[str]:
 
 
 def value(node: Node) -> Value:
-    r"""Return what an expression without variables is worth: exactly if it is rational, else to 60 digits.
+    r"""Return the value of an expression without variables: exact if rational, else to 60 significant digits.
 
     Raises:
-        NotAlgebra: If it has variables, is not defined, or is too large.
+        NotAlgebra: If it has variables, is undefined or too large.
 
     Example:
         >>> value(parse(r"2^{10}/4")), value(parse(r"\frac{\sqrt{9}}{3}"))
@@ -349,7 +349,7 @@ def _power(base: Value, exponent: Value) -> Value:
 
 
 def _exact_root(base: Fraction, degree: int) -> Fraction | None:
-    """Return the rational root of a number, or None if it has none."""
+    """Return the root of a rational number if it is rational, else None."""
     if _bits(base) > 2000:
         raise NotAlgebra("too large")
     parts = []
@@ -363,7 +363,7 @@ def _exact_root(base: Fraction, degree: int) -> Fraction | None:
 
 
 def same_value(first: Value, second: Value) -> bool:
-    """Return whether two values are the same: exactly, or in 45 digits where one is not rational.
+    """Return whether two values are equal: exactly, or to 45 significant digits if either is not rational.
 
     Example:
         >>> same_value(Fraction(1, 2), Fraction(2, 4)), same_value(Fraction(333, 1000), Fraction(1, 3))
@@ -377,10 +377,10 @@ def same_value(first: Value, second: Value) -> bool:
 
 
 def fingerprint(node: Node) -> tuple[int, ...] | None:
-    """Return numbers that are the same for expressions that are the same rational function; None if it is not one.
+    """Return numbers that expressions of the same rational function share; None for other expressions.
 
-    They are its values at two points in arithmetic modulo a prime (Schwartz-Zippel). Roots, constants and exponents
-    with variables are not read.
+    They are the values at two points modulo a prime (Schwartz-Zippel). Roots, constants and variable exponents are not
+    supported.
     """
     try:
         return tuple(_modular(node, point) for point in _POINTS)
@@ -428,9 +428,10 @@ def _modular(node: Node, point: int) -> int:
 
 
 def is_number_written_out(node: Node) -> bool:
-    r"""Return whether nothing is left to the reader but to look at a rational number.
+    r"""Return whether a rational number is written out, with no arithmetic left to do.
 
-    Decimals, fractions that are no whole numbers, mixed numbers, powers, a number times a power of ten, with signs.
+    Written out are decimals, fractions that are not whole numbers, mixed numbers, powers, and a number times a power of
+    ten, with signs.
 
     Example:
         >>> texts = (r"\frac{6}{4}", r"3\cdot10^8", "2^{10}", "2+3", r"37+58\sqrt{1}", r"\frac{6}{2}", r"\sqrt{9}")
@@ -450,7 +451,7 @@ def is_number_written_out(node: Node) -> bool:
 
 
 def is_finished(node: Node) -> bool:
-    r"""Return whether no arithmetic between plain numbers is left to the reader of a number with roots or pi.
+    r"""Return whether a number with roots or pi has no arithmetic between plain numbers left to do.
 
     Example:
         >>> [is_finished(parse(text)) for text in (r"2\sqrt{3}+1", r"\frac{6\pi}{4}", r"2+3+\sqrt{2}")]
@@ -464,7 +465,7 @@ def is_finished(node: Node) -> bool:
 
 
 def form(node: Node) -> str:
-    """Return "factored" for a product of several sums with variables, "expanded" if there is none in it, else "".
+    """Return "factored" for a product of several sums with variables, "expanded" without such products, else "".
 
     Example:
         >>> form(parse("2(x+1)(x+2)")), form(parse("x^2+3x+2")), form(parse("n(n+1)"))
@@ -477,7 +478,7 @@ def form(node: Node) -> str:
 
 
 def _sums_multiplied(node: Node) -> int:
-    """Count the sums with variables that an expression multiplies at its top."""
+    """Count the sums with variables among the factors at the top level of an expression."""
     if node.kind in ("multiply", "negate"):
         return sum(_sums_multiplied(part) or _is_sum(part) for part in node.parts)
     if node.kind == "divide" and not letters(node.parts[1]):

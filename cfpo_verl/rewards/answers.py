@@ -1,7 +1,7 @@
-"""What an answer says: numbers, expressions, tuples, lists, sets, intervals, matrices, words, with units.
+"""Parse answers: numbers, expressions, tuples, lists, sets, intervals, matrices and words, with units.
 
-`read` takes the text of an answer apart. Spacing, sizes of brackets and fractions, thousands separators and the like
-are gone afterwards. Strings in, values out.
+`read` turns the text of an answer into a tree. Spacing, sizes of brackets and fractions, thousands separators and other
+variations in notation are normalised.
 """
 
 import re
@@ -13,7 +13,7 @@ from functools import lru_cache
 from cfpo_verl.rewards import algebra
 from cfpo_verl.rewards.units import is_bare_unit, unit_name
 
-# Nothing longer is a final answer; the longest gold answer of the public sets has about 250 characters.
+# Longer texts are not parsed; the longest gold answer of the public sets has about 250 characters.
 MAX_CHARACTERS = 1000
 _MAX_ITEMS = 64
 _REMEMBERED_CHARACTERS = 200
@@ -25,11 +25,11 @@ class Leaf:
     """An expression, a number or words.
 
     Args:
-        text: The expression without what only changes how it looks.
+        text: The expression in normalised notation.
         unit: Its unit in canonical spelling, "%", "°", "$" or "".
-        node: The expression, if `algebra` reads it.
+        node: The parsed expression, if `algebra` can parse it.
         value: Its value, if it has no variables.
-        words: Whether it is words and not mathematics.
+        words: Whether it is words, not mathematics.
     """
 
     text: str
@@ -46,8 +46,8 @@ class Group:
     Args:
         kind: "list" (of solutions, in any order), "set" (in any order), "union" (of intervals and sets), "matrix", or
             the brackets of a tuple or interval such as "()" or "[)".
-        items: The parts. Those of a matrix are its rows, tuples of kind "row".
-        is_interval: Whether it was written as an inequality, so that it is no tuple.
+        items: The parts. Those of a matrix are its rows, groups of kind "row".
+        is_interval: Whether it was written as an inequality, so that it cannot be a tuple.
     """
 
     kind: str
@@ -57,12 +57,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Assignment:
-    """A name and what it is: x = 5, f(x) = 2x.
+    """A name and its value: x = 5, f(x) = 2x.
 
     Args:
         name: The left side.
         right: The right side.
-        text: The whole.
+        text: The whole text.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Assignment:
 Answer = Leaf | Group | Assignment
 
 
-# Typographic forms of mathematical signs. Look-alikes of digits and letters are deliberately not among them.
+# Unicode forms of mathematical signs. Look-alikes of digits and letters are left out on purpose.
 _SIGNS = {
     "\u2212": "-",
     "\u00d7": r"\times ",
@@ -114,7 +114,7 @@ _REPLACED = tuple(
         (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
         (r"^\\mathbb\s*\{R\}$", r"(-\\infty,\\infty)"),
         (r"\\\\\[\w+\]", r"\\\\"),
-        # numpy, which stands in some gold answers of Minerva.
+        # Some gold answers of Minerva contain numpy code.
         (r"(?<![A-Za-z\\])np\.(?=[a-z]+\()", r"\\"),
         # Thousands: 10,\!080 and 11,\! 111 and 10{,}000 and 10\,000.
         (r"(?<=\d)(?:\{,\}|,\s*\\!)\s*(?=\d{3}(?!\d))", ""),
@@ -148,13 +148,13 @@ _REPLACED = tuple(
         (r"\s+", " "),
     )
 )
-# All but the thin space of 10\,000.
+# All spacing except the thin space of 10\,000.
 _SPACES = re.compile(r"(?<!\\)\\(?:[;:>\s]|quad(?![A-Za-z])|qquad(?![A-Za-z])|,(?!\d{3})|$)|(?<![\\\d])\\,|~")
 _OUTER_MATH = re.compile(r"\$+([^$]*)\$+|\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
 
 
 def _tidy(text: str) -> str:
-    """Return an answer without what only changes how it looks."""
+    """Normalise the notation of an answer."""
     text = _SPACES.sub(" ", text.translate(_SIGN_TABLE)).strip()
     while True:
         stripped = text.rstrip(".,;: \n").strip()
@@ -166,12 +166,12 @@ def _tidy(text: str) -> str:
         text = stripped
     for pattern, replacement in _REPLACED:
         text = pattern.sub(replacement, text)
-    # Formulas in a row, such as `$69$,$84$`, and not money, which has its sign in front.
+    # Adjacent formulas such as `$69$,$84$`, unlike amounts of money, which start with the sign.
     return (text.replace("$", "") if text.endswith("$") or "$,$" in text else text).strip()
 
 
 def _split(text: str, separator: re.Pattern[str]) -> list[str]:
-    """Split a text where a separator stands outside of all brackets."""
+    """Split a text at separators outside all brackets."""
     if not separator.search(text):
         return [text]
     parts, depth, begin, position = [], 0, 0, 0
@@ -222,7 +222,7 @@ _TEXT_ALL = re.compile(r"\\text\{([^{}]*)\}")
 
 
 def read(text: str) -> Answer:
-    r"""Take an answer apart.
+    r"""Parse an answer.
 
     Example:
         >>> read(r"\left( 3, 0.5 \right)").kind, read("2, 3").kind, read(r"x \in [0,1)").kind
@@ -233,7 +233,7 @@ def read(text: str) -> Answer:
     return _read_again(text) if len(text) <= _REMEMBERED_CHARACTERS else _read(_tidy(text), 0)
 
 
-# The gold answers of a group, and often its answers, are the same. At most about 100 MB.
+# All responses to a prompt share the gold answer, and often the answer. At most about 100 MB.
 @lru_cache(maxsize=4096)
 def _read_again(text: str) -> Answer:
     return _read(_tidy(text), 0)
@@ -263,7 +263,7 @@ def _choice(text: str, _depth: int) -> Answer | None:
 
 
 def _choice_with_value(text: str, depth: int) -> Answer | None:
-    r"""Read \textbf{(C)}\ 12, as contests write: the name of the choice, and what it says."""
+    r"""Parse \textbf{(C)}\ 12, as in contests: the letter of the choice and its value."""
     match = _CHOICE_AND_VALUE.fullmatch(text)
     if not match or r"\text" in match[2]:
         return None  # two choices
@@ -310,7 +310,7 @@ def _bracketed(text: str, depth: int) -> Answer | None:
 
 
 def closes_at_end(text: str) -> bool:
-    """Say whether the bracket that a text begins with is closed by its last character."""
+    """Return whether the bracket that opens a text is closed by its last character."""
     depth = 0
     for position, character in enumerate(text):
         if character in "([{":
@@ -323,7 +323,7 @@ def closes_at_end(text: str) -> bool:
 
 
 def _elements(kind: str, text: str, depth: int) -> Answer | None:
-    """Read the elements of a list or set; x = 2 or x = 3 are two values of x."""
+    """Parse the elements of a list or set; "x = 2 or x = 3" are two values of x."""
     parts = [piece for part in _split(text, _AND) for piece in _pieces(part)]
     parts = [part for part in (part.strip() for part in parts) if part]
     group = _group(kind, parts, depth)
@@ -339,7 +339,7 @@ def _elements(kind: str, text: str, depth: int) -> Answer | None:
 
 
 def _pieces(text: str) -> list[str]:
-    """Split at commas; at commas with a space only, where the others separate thousands."""
+    """Split at commas; only at commas followed by a space if the others separate thousands."""
     wide = _split(text, _WIDE_COMMA)
     if len(wide) > 1 and all(_GROUPED.fullmatch(part.strip()) for part in wide if "," in part):
         return wide
@@ -372,7 +372,7 @@ def _relation(text: str, depth: int) -> Answer | None:
 
 
 def _named_tuple(names: str, right: Answer) -> Answer | None:
-    """Return the right side of (x, y) = (1, 2), if its names are as many and in the usual order."""
+    """Return the right side of (x, y) = (1, 2), if it has one value per name, and the names are in order."""
     letters = re.findall("[A-Za-z]", names)
     in_order = letters == sorted(letters) and isinstance(right, Group) and len(right.items) == len(letters)
     return right if in_order else None
@@ -424,7 +424,7 @@ _BASE = r"(?:_(?:\{[^{}]*\}|[A-Za-z0-9]))"
 _TRAILING_UNIT = re.compile(r"(.*?)\s*(?:(°)|(%)|(\$)|\\text\{([^{}]*)\}\s*(?:\^\s*\{?\s*([23])\s*\}?)?)", re.DOTALL)
 _TRAILING_WORDS = re.compile(r"(.*?[0-9})])\s+([A-Za-z][A-Za-z./ ]*[A-Za-z.](?:\s*\^\s*\{?\s*[23]\s*\}?)?)", re.DOTALL)
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' .\-]*", re.ASCII)
-# Letters in a row are variables, but not as many as this.
+# Adjacent letters are a product of variables, but four or more are a word.
 BARE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
 _REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\overline\{?(\d+)\}?", re.ASCII)
 
@@ -437,7 +437,7 @@ def _leaf(text: str) -> Leaf:
         degrees, percent, dollar, words, exponent = match.groups()[1:]
         unit = degrees or percent or dollar or unit_name(words + (f"^{exponent}" if exponent else ""))
         if degrees and "\\" in re.sub(r"\\(?:frac|sqrt|pi)(?![A-Za-z])", "", match[1]):
-            unit = ""  # the degrees of an argument: \cos 13°
+            unit = ""  # the unit of an argument, as in \cos 13°
         else:
             text = match[1].strip()
     else:
@@ -471,7 +471,7 @@ def _expression(text: str, unit: str) -> Leaf:
             or r"\text" in text
             or bool(_WORDS.fullmatch(text) or BARE_WORD.search(text))
         )
-        # Only ASCII: other letters become ASCII ones in lower case.
+        # Only ASCII: some other letters become ASCII letters in lower case.
         is_lowered = is_words and len(written) > 1 and written.isascii()
         return Leaf(written.lower() if is_lowered else written, unit, words=is_words)
     if BARE_WORD.fullmatch(written):
@@ -490,7 +490,7 @@ _BARE_ROOT = re.compile(r"\\sqrt\s*([A-Za-z0-9])")
 
 
 def stands_in(expression: str, text: str) -> bool:
-    r"""Return whether an expression stands in a text, whatever its spaces, brackets and braces look like.
+    r"""Return whether a text contains an expression, ignoring differences in spaces, bracket sizes and braces.
 
     Example:
         >>> stands_in(r"\frac12+x", r"Find $\dfrac{1}{2} + x$."), stands_in("2x", "12x")
@@ -501,12 +501,12 @@ def stands_in(expression: str, text: str) -> bool:
 
 
 def squeeze(text: str) -> str:
-    """Return a text without what only changes how its mathematics looks, as leaves have it."""
+    """Return a text in the normalised notation of `Leaf.text`."""
     return _squeeze(_tidy(text))
 
 
 def _respell(text: str) -> str:
-    """Return one spelling for texts that differ in braces around single characters."""
+    """Add the braces around single characters that TeX allows to omit."""
     text = _BARE_FRACTION.sub(
         lambda match: (
             rf"\frac{{{match[1] if match[2] is None else match[2]}}}"
@@ -519,9 +519,9 @@ def _respell(text: str) -> str:
 
 
 def _squeeze(text: str) -> str:
-    """Return one spelling for texts that differ in spaces and in braces around single characters."""
+    """Remove spaces without meaning, and add the braces around single characters that TeX allows to omit."""
     text = _respell(text)
-    # A space keeps two numbers, and a command and a letter, apart; all others mean nothing.
+    # Spaces between two numbers, and between a command and a letter, are significant.
     text = re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", r"\1\0", text)
     text = re.sub(r"(?<=[0-9])\s+(?=[0-9])", "\0", text)
     return re.sub(r"\s+", "", text).replace("\0", " ")
@@ -532,10 +532,9 @@ _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+", re
 
 
 def parse_number(text: str) -> Decimal | None:
-    """Read a plain decimal number exactly, or return None.
+    """Parse a plain decimal number exactly, or return None.
 
-    A leading dollar sign and thousands commas are allowed, as in GSM8K. Anything else around the
-    number makes it not a number.
+    A leading dollar sign and thousands commas are allowed, as in GSM8K; any other text around the number is not.
 
     Example:
         >>> parse_number("$1,234.50")
@@ -548,7 +547,7 @@ def parse_number(text: str) -> Decimal | None:
 
 
 def canonical_answer(text: str) -> str:
-    r"""Return a text that is the same for answers that want the same; "" for an empty one.
+    r"""Return a text that equivalent answers share, as far as notation goes; "" for an empty answer.
 
     Example:
         >>> canonical_answer("0.5") == canonical_answer(r"\dfrac12")
@@ -558,7 +557,7 @@ def canonical_answer(text: str) -> str:
 
 
 def has_words(text: str) -> bool:
-    r"""Return whether there are words, and not mathematics, among the parts of an answer.
+    r"""Return whether any part of an answer is words, not mathematics.
 
     Example:
         >>> has_words(r"\text{east}"), has_words(r"3\text{ cm}, 4")
@@ -578,7 +577,7 @@ def _canonical(answer: Answer) -> str:
     if isinstance(answer, Assignment):
         return _canonical(answer.right)
     if isinstance(answer, Leaf):
-        # In hexadecimal, which has no limit on digits.
+        # In hexadecimal, because Python limits the number of decimal digits that it prints.
         number = answer.value
         return f"{number.numerator:x}/{number.denominator:x}" if isinstance(number, Fraction) else answer.text
     parts = [_canonical(item) for item in answer.items]

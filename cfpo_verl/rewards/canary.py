@@ -1,7 +1,7 @@
-"""Known right and wrong answers, scored before training through the very path that training uses.
+"""Known correct and wrong answers, scored before training through the same code path as in training.
 
-A verifier that has gone wrong (a missing package, workers that die, a limit that is too tight) mostly says 0 to
-everything, which looks like a model that does not learn.
+A broken verifier (missing package, dying workers, too tight a limit) typically scores everything 0, which looks like a
+model that does not learn.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -37,16 +37,16 @@ class Verdict(Protocol):
 
 
 class CanaryError(UserError):
-    """The verifier gives a wrong verdict on a known answer, so a run would train on wrong rewards."""
+    """The verifier gives a wrong verdict on a known answer, so rewards would be wrong."""
 
 
 def explain(response: str, gold: str, got: float, expected: float, timed_out: bool = False) -> str:
-    """Say which verdict is off and what to do."""
-    reason = " (its comparison was ended for its time or memory)" if timed_out else ""
+    """Return a message with the wrong verdict and what to check."""
+    reason = " (the comparison exceeded its time or memory limit)" if timed_out else ""
     return (
         f"reward canary: the response {response!r} with the gold answer {gold!r} scores {got:g} instead of "
         f"{expected:g}{reason}. The verifier does not work here: check that math-verify is installed in this "
-        "environment, and reward_kwargs.deadline_s, memory_gb and workers"
+        "environment, and check reward_kwargs.deadline_s, memory_gb and workers"
     )
 
 

@@ -1,8 +1,8 @@
-r"""Whether an answer is the gold answer, as far as that can be seen without a computer algebra system.
+r"""Compare an answer with the gold answer, as far as possible without a computer algebra system.
 
-Equal means: the same number, exactly; the same rational function; the same words; tuples in the same order, lists and
-sets in any order; intervals with the same ends. "Different" is said only of numbers, words, and of answers that are not
-built alike; of other expressions an `Oracle` is asked.
+Equal means: exactly the same number; the same rational function; the same words; tuples in the same order, lists and
+sets in any order; intervals with the same ends. Only numbers, words and answers of different structure are decided to
+be different; other expressions are left to an `Oracle`.
 """
 
 import re
@@ -14,16 +14,16 @@ from cfpo_verl.rewards import algebra
 from cfpo_verl.rewards.answers import BARE_WORD, Answer, Assignment, Group, Leaf, closes_at_end, read, stands_in
 from cfpo_verl.rewards.units import is_unit
 
-# Decides about two expressions in LaTeX, the answer first. None: not decided.
+# Compares two LaTeX expressions, answer first; None means undecided.
 Oracle = Callable[[str, str], bool | None]
 
-# Longer expressions are not handed to an oracle.
+# Maximum length of expressions passed to an oracle.
 _MAX_ASKED = 400
 _MAX_DIGITS = 15
 
 
 def undecided(_answer: str, _gold: str) -> None:
-    """Decide nothing: the oracle that makes `compare` say None where it does not know."""
+    """Decide nothing: with this oracle, `compare` returns None where it cannot decide."""
 
 
 def compare(
@@ -33,14 +33,14 @@ def compare(
     relative_tolerance: float = 0.0,
     words: frozenset[str] = frozenset(),
 ) -> bool | None:
-    r"""Say whether an answer is the gold answer, or None if that is not known.
+    r"""Return whether an answer equals the gold answer, or None if undecided.
 
     Args:
-        answer: What was answered.
+        answer: The answer.
         gold: The gold answer.
-        oracle: Is asked about two expressions that are neither equal by rational arithmetic nor both numbers.
-        relative_tolerance: How far a number may be from a gold number that is written as a decimal, relative to it.
-        words: What may stand behind a number instead of a unit, in lower case: the words of the problem.
+        oracle: Decides about expressions that are neither equal by rational arithmetic nor both numbers.
+        relative_tolerance: Allowed relative error with respect to a gold number written as a decimal.
+        words: Words that may follow a number in place of a unit, in lower case: what the problem counts.
 
     Example:
         >>> from cfpo_verl.rewards.answers import read
@@ -93,7 +93,7 @@ class _Comparison:
         if answer.words or gold.words:
             return _same_words(answer.text, gold.text)
         if "=" in answer.text:
-            # m + n = 371 for 371; 3x = 371 is the value of something else.
+            # m + n = 371 states 371; 3x = 371 does not.
             left, _equals, right = answer.text.partition("=")
             return _SUM_OF_LETTERS.fullmatch(left) is not None and self.same(read(right), gold)
         if "=" in gold.text or isinstance(gold.value, Fraction) or _is_longer(answer.text, gold.text):
@@ -103,14 +103,14 @@ class _Comparison:
                 return False
             if gold.node is not None:
                 if {algebra.form(answer.node), algebra.form(gold.node)} == {"factored", "expanded"}:
-                    return False  # to factor or to expand was the task
+                    return False  # the task was to factor or to expand
                 if _same_function(answer.node, gold.node):
                     return True
         return self.ask(answer.text, gold.text)
 
     def same_numbers(self, answer: Leaf, gold: Leaf) -> bool:
         if isinstance(answer.value, Fraction) != isinstance(gold.value, Fraction) or _is_longer(answer.text, gold.text):
-            return False  # no decimal is a root, however many digits it has
+            return False  # a decimal never equals an irrational number
         tolerance = self.relative_tolerance if re.search(r"[.e]|10\^", gold.text) else 0.0
         if not any(_near(first, second, tolerance) for first, second in _readings(answer, gold)):
             return False
@@ -124,12 +124,12 @@ _SUM_OF_LETTERS = re.compile(r"[A-Za-z](?:[+-][A-Za-z])+")
 
 
 def _same_words(answer: str, gold: str) -> bool:
-    """Compare words without case; a single letter is a choice or a variable. Only ASCII has a lower case here."""
+    """Compare words ignoring case, except single letters, which are choices or variables, and non-ASCII text."""
     return len(gold) > 1 and (answer + gold).isascii() and answer.lower() == gold.lower()
 
 
 def _is_longer(answer: str, gold: str) -> bool:
-    """Say whether an answer has more digits in a row than anybody writes, and the gold answer does not."""
+    """Return whether an answer has more consecutive digits than 15 and than the gold answer."""
     return max(map(len, re.findall(r"\d+", answer)), default=0) > max(
         [_MAX_DIGITS, *map(len, re.findall(r"\d+", gold))]
     )
@@ -141,7 +141,7 @@ def _same_function(answer: algebra.Node, gold: algebra.Node) -> bool:
 
 
 def _proportional(answer: str, gold: str) -> bool | None:
-    """Say whether two equations of rational functions are multiples of each other, None if they are something else."""
+    """Return whether two equations of rational functions are multiples of each other; None for other equations."""
     differences = []
     for left, equals, right in (answer.partition("="), gold.partition("=")):
         try:
@@ -176,7 +176,7 @@ def _same_groups(answer: Group, gold: Group, same: Callable[[Answer, Answer], bo
             if not all(map(_is_interval, listed.items)):
                 return False
         return _same_in_any_order(answer.items, gold.items, same)
-    # With three elements it is no interval, and both kinds of brackets are in use.
+    # Three or more elements are not an interval, and tuples are written with either kind of brackets.
     alike = answer.kind in _BRACKETS and gold.kind in _BRACKETS and len(answer.items) > 2
     if answer.kind != gold.kind and not alike:
         return False
@@ -184,7 +184,7 @@ def _same_groups(answer: Group, gold: Group, same: Callable[[Answer, Answer], bo
 
 
 def _is_interval(answer: Answer) -> bool:
-    """Say whether an answer is an interval and could be nothing else: (1, 2) alone may be a point."""
+    """Return whether an answer can only be an interval: (1, 2) may also be a point."""
     if not isinstance(answer, Group) or answer.kind[0] not in "([" or len(answer.items) != 2:
         return False
     return answer.is_interval or answer.kind != "()" or any("infty" in getattr(end, "text", "") for end in answer.items)
@@ -203,7 +203,7 @@ def _all(verdicts: Iterable[bool | None]) -> bool | None:
 def _same_in_any_order(
     answers: Sequence[Answer], golds: Sequence[Answer], same: Callable[[Answer, Answer], bool | None]
 ) -> bool | None:
-    """Match every answer with a gold one of its own. Equality is transitive, so the first match is as good as any."""
+    """Match each answer with a different gold item. Greedy matching suffices because equality is transitive."""
     verdicts: dict[tuple[int, int], bool | None] = {}
     left = list(range(len(golds)))
     unknown = []
@@ -221,23 +221,23 @@ def _same_in_any_order(
 
 
 def _units_agree(answer: Leaf, gold: Leaf, words: frozenset[str]) -> bool:
-    """Say whether units do not contradict each other: either may be missing, unknown ones must be words of the gold."""
+    """Return whether units are compatible: either may be missing; unknown ones must be words of the gold or problem."""
     if answer.unit == gold.unit or not answer.unit:
         return True
     if is_unit(answer.unit):
-        # Degrees are not of a number like pi / 2, which is in radians.
+        # A number like pi / 2 is in radians, not degrees.
         return not gold.unit and (answer.unit != "°" or isinstance(answer.value, Fraction))
     named = answer.unit.split()
     return re.fullmatch(r"[a-z]+(?: [a-z]+)?", answer.unit) is not None and set(named) <= words | set(gold.unit.split())
 
 
 def _readings(answer: Leaf, gold: Leaf) -> list[tuple[algebra.Value, algebra.Value]]:
-    """Return the pairs of values that may have to agree: 50% is 50 or 0.5, but the same thing on both sides."""
+    """Return the pairs of values of which one must agree: 50% may be read as 50 or 0.5, but the same on both sides."""
     assert answer.value is not None
     assert gold.value is not None
     pairs = [(answer.value, gold.value)]
     if answer.unit == "%" and gold.unit != "%":
-        # 0.5% for 0.5 is a hundredth of it; only what may count percent may be without the sign.
+        # 0.5% is not 0.5: a gold without the sign is read as a percentage only above 1.
         if isinstance(gold.value, Fraction) and abs(gold.value) <= 1:
             pairs.clear()
         pairs.append((answer.value / 100, gold.value))
@@ -253,9 +253,9 @@ def _near(answer: algebra.Value, gold: algebra.Value, relative_tolerance: float)
 
 
 def is_echo(answer: str, gold: str, problem: str) -> bool:
-    r"""Say whether an answer only repeats an expression of the problem, so that nothing was worked out.
+    r"""Return whether an answer merely copies an expression from the problem, with nothing worked out.
 
-    Words, decimals and fractions in lowest terms are answers wherever else they stand, and so is what the gold says.
+    Words, decimals, fractions in lowest terms and the gold text itself are answers even if the problem contains them.
 
     Example:
         >>> is_echo(r"\tan 30^\circ", r"\frac{\sqrt{3}}{3}", r"Compute $\tan 30^\circ$.")
@@ -264,7 +264,7 @@ def is_echo(answer: str, gold: str, problem: str) -> bool:
     said, asked = _core(read(answer)), _core(read(gold))
     if said is None or said.words or (asked is not None and _says_the_same(said, asked)) or _is_lowest(said):
         return False
-    # Brackets around it, a sign or a factor of 1 before it are no work.
+    # Adding brackets, a plus sign or a factor of 1 does not make it worked out.
     text = re.sub(r"^(?:\+|1(?=[(\\A-Za-z]))", "", said.text)
     while text[:1] in ("(", "{") and closes_at_end(text):
         text = text[1:-1]
@@ -272,7 +272,7 @@ def is_echo(answer: str, gold: str, problem: str) -> bool:
 
 
 def _core(answer: Answer) -> Leaf | None:
-    """Return the expression that an answer consists of, without a name for it; None if it has several parts."""
+    """Return the single expression of an answer, without its name; None if it has several parts."""
     answer = _single(answer)
     if isinstance(answer, Assignment):
         return _core(answer.right)
@@ -280,12 +280,12 @@ def _core(answer: Answer) -> Leaf | None:
 
 
 def _says_the_same(answer: Leaf, gold: Leaf) -> bool:
-    is_repeating = "overline" in answer.text  # read as the fraction that it is to become
+    is_repeating = "overline" in answer.text  # parsed as the fraction that the answer should state
     return answer.text == gold.text or (answer.node is not None and answer.node == gold.node and not is_repeating)
 
 
 def _is_lowest(leaf: Leaf) -> bool:
-    """Say whether a number is a decimal or a fraction in lowest terms."""
+    """Return whether a number is a decimal or a fraction in lowest terms."""
     if not isinstance(leaf.value, Fraction):
         return False
     return re.fullmatch(r"-?\d*\.?\d*", leaf.text) is not None or leaf.text.replace("-", "") in (
@@ -301,11 +301,11 @@ _FAMILIES = (
     r"\\(?:lfloor|rfloor|lceil|rceil)",
     r"\|",
 )
-# Work that is not done yet, unless the gold answer has it too.
+# Operations that the answer should have carried out, unless the gold answer has them too.
 _UNDONE_NAMES = "sum|prod|int|iint|oint|lim|limsup|liminf|det|gcd|lcm|max|min|sup|inf|mod|bmod|pmod|prime|partial"
 _UNDONE = re.compile(rf"\\(?:{_UNDONE_NAMES})(?![A-Za-z])")
 _ALLOWED = re.compile(r"[A-Za-z0-9\\{}()\[\]+\-*/^_=<>|!.°' ]*")
-# What an oracle reads as it is meant. Others it passes over, and \approx with them.
+# Commands that an oracle interprets correctly; it silently ignores others, such as \approx.
 _COMMANDS = re.compile(
     rf"\\(?:{algebra.GREEK}|frac|sqrt|cdot|infty|(?:arc)?(?:sin|cos|tan|cot|sec|csc)|sinh|cosh|tanh|log|ln|lg|exp|binom|"
     rf"lfloor|rfloor|lceil|rceil|le|ge|ne|dot|ddot|{_UNDONE_NAMES})(?![A-Za-z])"
@@ -315,12 +315,12 @@ _APPLIED = re.compile(r"[A-Za-z]\((?:\d+|[A-Za-z])\)")
 
 
 def _applied(text: str) -> set[str]:
-    """Return the values of functions without a known name, such as f(2); an oracle would read a product."""
+    """Return applications of unnamed functions, such as f(2), which an oracle would read as products."""
     return set(_APPLIED.findall(re.sub(r"\\[A-Za-z]+", " ", text)))
 
 
 def _may_be_asked(answer: str, gold: str) -> bool:
-    """Say whether two expressions are fit for an oracle: short, without words, no larger or less done than the gold."""
+    """Return whether an oracle may compare two expressions: short, without words, as worked out as the gold."""
     both = f"{answer}|{gold}"
     if max(len(answer), len(gold)) > _MAX_ASKED or not _ALLOWED.fullmatch(both) or _is_longer(answer, gold):
         return False
@@ -341,5 +341,5 @@ _LETTER = re.compile(rf"(\\(?:{algebra.GREEK})(?![A-Za-z]))|\\[A-Za-z]+|([A-Za-z
 
 
 def _letters(text: str) -> set[str]:
-    """Return the variables of an expression; e and i may come and go."""
+    """Return the variables of an expression, without the constants e, i and pi."""
     return {greek or latin for greek, latin in _LETTER.findall(text)} - {"", "e", "i", r"\pi"}

@@ -1,4 +1,4 @@
-"""Find the final answer of a response. Strings in, strings out, in time linear in their length."""
+"""Extract the final answer of a response, in time linear in its length."""
 
 import re
 from collections.abc import Sequence
@@ -13,22 +13,22 @@ _ANSWER_LINE = re.compile(
     r"\banswer[ \t]{0,3}(?:\*\*)?[ \t]{0,3}(?:is\b|[:=])|\banswer\*\*[ \t]{0,3}(?=\n)", re.IGNORECASE
 )
 _MATH = re.compile(r"(\$+)([^$]+)\1(?=\W*$|\.\s)|\\\((.+?)\\\)(?=\W*$|\.\s)")
-# Characters of a line that may hold an answer.
+# Maximum length of an answer line that is searched for formulas.
 _MAX_LINE = 1000
-# Ends a sentence, but not in the middle of 3.5 or of "p.m. today".
+# End of a sentence, unlike the periods in 3.5 or "p.m. today".
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z]|\s*$)")
 
 
 def extract_answer(text: str, fallbacks: Sequence[Fallback] = ("answer_line",)) -> str | None:
     r"""Return the part of a response that states its final answer, or None if there is none.
 
-    That is what stands in the last balanced `\boxed{...}`; without a box the first fallback that finds something. What
-    a reasoning model thinks, up to `</think>`, does not count, and if it never stops thinking there is no answer.
-    Several boxes in the same sentence are one answer, a list.
+    This is the content of the last balanced `\boxed{...}`; without a box, the result of the first fallback that finds
+    something. The reasoning up to `</think>` is ignored, and if `<think>` is never closed there is no answer. Several
+    boxes in the same sentence are one answer, a list.
 
     Args:
         text: The response.
-        fallbacks: Where to look if there is no box.
+        fallbacks: Where to look if there is no box, in this order.
 
     Example:
         >>> extract_answer(r"First \boxed{1}. So it is \boxed{\frac{1}{2}}.")
@@ -55,10 +55,10 @@ def extract_answer(text: str, fallbacks: Sequence[Fallback] = ("answer_line",)) 
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return what stands in the last `\boxed{...}` or `\fbox{...}` with balanced braces, or None.
+    r"""Return the content of the last `\boxed{...}` or `\fbox{...}` with balanced braces, or None.
 
-    The last one is the one that begins last. Escaped braces do not count. `\boxed 5` is read as well. The time is
-    linear in the length of the text, whatever it is: a policy that has lost its way repeats itself.
+    The last box is the one that starts last. Escaped braces are ignored. `\boxed 5` is supported. Time is linear in
+    the length of any text, since a collapsed policy may repeat itself endlessly.
 
     Example:
         >>> last_boxed(r"\boxed{1} and then \boxed{\frac{2}{3}}")
@@ -73,9 +73,9 @@ def last_boxed(text: str) -> str | None:
 
 
 def _boxes(text: str) -> list[tuple[int, int, slice]]:
-    """Return (begin, end, where its content is) of every balanced box, in the order in which they begin."""
+    """Return (start, end, slice of the content) of every balanced box, in order of their starts."""
     found: list[tuple[int, int, slice]] = []
-    open_braces: list[tuple[int, int] | None] = []  # where a box and its content begin, None for other braces
+    open_braces: list[tuple[int, int] | None] = []  # start of a box and of its content, None for other braces
     for token in _BOX_OR_BRACE.finditer(text):
         box, bare, brace = token.groups()
         if box:
@@ -92,8 +92,8 @@ def _boxes(text: str) -> list[tuple[int, int, slice]]:
 
 
 def _final_boxes(text: str) -> str | None:
-    """Return the content of the last box; with other boxes in its sentence, all of them as a list."""
-    # Most of a response comes before its last line with a box: look there first.
+    """Return the content of the last box; if its sentence has several boxes, all of them as a list."""
+    # Search the last line with a box first, since most of the response comes before it.
     last = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
     line = text.rfind("\n", 0, last) + 1
     boxes = _boxes(text[line:])
@@ -107,7 +107,7 @@ def _final_boxes(text: str) -> str | None:
     for box in reversed(boxes[:-1]):
         between = text[box[1] : together[0][0]]
         if box[1] > together[0][0]:
-            continue  # around the last one
+            continue  # this box contains the last one
         if "\n" in between or _SENTENCE_END.search(between):
             break
         together.insert(0, box)
@@ -128,7 +128,7 @@ def _in_answer_line(text: str) -> str | None:
     rest = text[ends[-1] :].lstrip(" \t*:").lstrip()
     line = rest.splitlines()[0] if rest else ""
     if len(line) > _MAX_LINE:
-        return line  # no answer that anybody reads
+        return line  # too long to be an answer
     math = _MATH.match(line)
     if math:
         return (math[2] or math[3]).strip()

@@ -1,4 +1,4 @@
-"""Equality by math-verify, which runs in the worker processes only: some questions never end.
+"""Comparison with Math-Verify, only in worker processes, since some comparisons never terminate.
 
 Math-Verify: Kydlicek and Gandenberger, https://github.com/huggingface/Math-Verify.
 """
@@ -16,22 +16,22 @@ from sympy import Expr, Float, N
 from cfpo_verl.rewards.answers import read
 from cfpo_verl.rewards.compare import compare
 
-# It warns at every call that its own time limit, a signal, is off; here the process has one.
+# It warns at every call that its own timeout is off; here the worker process has one.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 # n and N are two variables.
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
-# Digits to which two values without variables are computed, and how many have to agree.
+# Significant digits to which values without variables are computed, and how many must agree.
 _DIGITS, _AGREEING = 60, 40
 _IMAGINARY = re.compile(r"(?<![\\A-Za-z])i(?![A-Za-z])")
 _RESPELT = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        # Math-Verify reads over the degree sign,
+        # Math-Verify ignores the degree sign,
         (r"(\d+(?:\.\d+)?)°", r"{\\frac{\1\\pi}{180}}"),
         # rounds decimals, which are exact fractions here,
         (r"(\d*)\.(\d+)", lambda match: rf"{{\frac{{{match[1]}{match[2]}}}{{1{'0' * len(match[2])}}}}}"),
-        # and drops derivatives: they become variables.
+        # and drops derivatives, so they become variables.
         (r"\\frac\{d\s?(?:\^2)?\s?([A-Za-z])\}\{d\s?([A-Za-z])(?:\^2)?\}", r"{\1_{d\2}}"),
         (r"([A-Za-z])\^\{?((?:\\prime\s*)+)\}?", lambda match: f"{{{match[1]}_{{{'p' * match[2].count('prime')}}}}}"),
         (r"\\(d+)ot\{([A-Za-z]|\\theta|\\phi|\\omega)\}", r"{\2_{\1}}"),
@@ -41,8 +41,8 @@ _RESPELT = tuple(
 
 @lru_cache(maxsize=1000)
 def _parse(text: str) -> Any:
-    # Not math_verify.parse: it drops letters that could be units, and hands what is no LaTeX to sympy's parse_expr,
-    # which evaluates it as Python. This grammar does not.
+    # Not math_verify.parse: it drops letters that could be units, and passes text that is not LaTeX to sympy's
+    # parse_expr, which evaluates it as Python.
     is_real = not _IMAGINARY.search(text)
     for pattern, replacement in _RESPELT:
         text = pattern.sub(replacement, text)
@@ -54,7 +54,7 @@ def _same_by_math_verify(answer: str, gold: str) -> bool:
         read_answer, read_gold = _parse(answer), _parse(gold)
     except MemoryError:
         raise
-    except Exception:  # it raises that class itself for what it does not understand
+    except Exception:  # its parser raises plain Exception for unknown syntax
         return False
     if all(isinstance(part, Expr) and not part.free_symbols for part in (read_answer, read_gold)):
         return _same_value(read_answer.doit(), read_gold.doit())
@@ -62,7 +62,7 @@ def _same_by_math_verify(answer: str, gold: str) -> bool:
 
 
 def _same_value(answer: Expr, gold: Expr) -> bool:
-    """Compare two numbers relative to their size: Math-Verify's comparison is absolute, so 1/2004! would be 1/99!."""
+    """Compare two numbers by relative error: Math-Verify uses absolute error, so 1/2004! would equal 1/99!."""
     values = [N(part, _DIGITS) for part in (answer, gold)]
     if not all(part.is_number and part.is_finite for part in values):
         return False
@@ -71,5 +71,5 @@ def _same_value(answer: Expr, gold: Expr) -> bool:
 
 
 def decide(answer: str, gold: str, relative_tolerance: float, words: frozenset[str]) -> bool:
-    """Compare two answers, asking math-verify about what `compare` does not know by itself."""
+    """Compare two answers, using Math-Verify where `compare` cannot decide by itself."""
     return bool(compare(read(answer), read(gold), _same_by_math_verify, relative_tolerance, words))

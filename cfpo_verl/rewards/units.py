@@ -1,4 +1,4 @@
-"""Names of units, in one spelling each. Strings in, strings out."""
+"""Units of measurement and their canonical spelling."""
 
 import re
 
@@ -72,7 +72,7 @@ _CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in (na
 
 
 def is_unit(name: str) -> bool:
-    """Say whether a unit, as `unit_name` spells it, is one that is known here.
+    """Return whether a unit, spelled as by `unit_name`, is known.
 
     Example:
         >>> is_unit("erg/s"), is_unit("in^2"), is_unit("apples")
@@ -82,22 +82,22 @@ def is_unit(name: str) -> bool:
 
 
 def is_bare_unit(text: str) -> bool:
-    r"""Say whether words are recognised as a unit behind a number without `\text` around them.
+    r"""Return whether words after a number are a unit even without `\text` around them.
 
-    Single letters are variables there, and so are two or three together that are no unit.
+    Single letters are variables there, and so are groups of two or three letters that are not a known unit.
     """
     words = re.findall(r"[A-Za-z.]+", text)
     return bool(words) and max(map(len, words)) > 1 and (is_unit(unit_name(text)) or min(map(len, words)) > 3)
 
 
 def unit_name(text: str) -> str:
-    """Return a unit in one spelling; words that are no unit known here come back in lower case.
+    """Return the canonical spelling of a unit; other words are returned in lower case.
 
     Example:
         >>> [unit_name(text) for text in ("square inches", "cm^2", "Dollars", "km per hour", "ways.")]
         ['in^2', 'cm^2', '$', 'km/h', 'ways']
     """
-    if text.strip(" ~{}") == "K":  # k alone is as well a thousand
+    if text.strip(" ~{}") == "K":  # in lower case, k would also mean a thousand
         return "kelvin"
     text = re.sub(r"[~{}\\]|\s*\.(?=\s|$)", " ", text.lower()).strip()
     text = re.sub(r"\s*(?:/|\bper\b)\s*", "/", text)

@@ -1,4 +1,4 @@
-"""Score responses: extraction, comparison, and the worker processes for what these cannot decide."""
+"""Score responses: extraction, comparison, and worker processes for what the comparison cannot decide."""
 
 import logging
 import os
@@ -20,26 +20,26 @@ from cfpo_verl.rewards.extract import extract_answer
 from cfpo_verl.rewards.workers import Decision, Limits, SymbolicWorkers, forget_fork_server
 
 logger = logging.getLogger(__name__)
-# For the counters: verl's reward workers have a handler at the root, which shows them; a script of one's own has none.
+# For the counters, which verl's reward workers log through their root handler.
 logger.setLevel(logging.INFO)
 
 _CACHED_DECISIONS = 20_000
 _LOG_EVERY_S = 600.0
-# Characters of a problem that are read.
+# Only the first characters of a problem are used.
 _MAX_PROBLEM = 20_000
 _UNKNOWN = DataSource("", "expression")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a response.
+    """The result of scoring a response.
 
     Args:
-        is_correct: Whether its answer is the gold answer.
+        is_correct: Whether its answer equals the gold answer.
         has_answer: Whether it states an answer.
-        fast_path: Whether no worker process was asked.
-        timed_out: Whether a worker process was ended before it could decide.
-        verify_s: Wall-clock seconds from the call to the verdict, queueing included.
+        fast_path: Whether it was decided without a worker process.
+        timed_out: Whether the worker process exceeded its time or memory limit.
+        verify_s: Wall-clock seconds from the call to the verdict, including queueing.
     """
 
     is_correct: bool
@@ -49,7 +49,7 @@ class Result:
     verify_s: float = 0.0
 
     def as_dict(self, diagnostics: bool) -> dict[str, float]:
-        """Return what verl takes: numbers only, the same keys for every response."""
+        """Return the result in the form verl expects: only numbers, and the same keys for every response."""
         correct = float(self.is_correct)
         scores = {"score": correct, "acc": correct}
         if diagnostics:
@@ -64,7 +64,7 @@ class Result:
 
 @dataclass
 class Asked:
-    """A response whose answer a worker process has been asked about."""
+    """A response whose verdict is pending in a worker process."""
 
     decision: "Future[Decision]"
     answer: str
@@ -73,13 +73,13 @@ class Asked:
 
 
 class Verifier:
-    """The verifier of one process: its worker processes, decisions that it remembers, and counters that it logs."""
+    """The verifier of one process, with its worker processes, cached decisions and counters."""
 
     def __init__(self, limits: Limits) -> None:
-        """Start nothing yet.
+        """Create a verifier; its worker processes start when they are needed.
 
         Args:
-            limits: What the worker processes may use.
+            limits: Limits of the worker processes.
         """
         self.workers = SymbolicWorkers(limits)
         self.counts: Counter[str] = Counter()
@@ -89,13 +89,13 @@ class Verifier:
         self._logged_s = time.monotonic()
 
     def start(self, source: str, response: str, gold: str, extra_info: Mapping[str, Any] | None) -> Result | Asked:
-        """Score a response, or ask a worker process about it.
+        """Score a response, or submit it to a worker process.
 
         Args:
             source: Name of its data source.
             response: The response.
             gold: The gold answer.
-            extra_info: The row's extra_info; `problem` or `question` in it is the problem in words.
+            extra_info: The row's extra_info; `problem` or `question` in it is the text of the problem.
         """
         try:
             known = data_source(source)
@@ -112,7 +112,7 @@ class Verifier:
         return Result(verdict and not (problem and is_echo(answer, gold, problem)), has_answer=True)
 
     def finish(self, asked: Result | Asked) -> Result:
-        """Return the result of a response, waiting for the decision about it if there is to be one."""
+        """Return the result of a response, waiting for the worker process if it is pending."""
         if isinstance(asked, Result):
             return asked
         decision = asked.decision.result()
@@ -120,7 +120,12 @@ class Verifier:
             self._forget_undecided(asked.decision)
         if decision.error:
             if self.counts["raised"] == 0:
-                logger.warning("%r against %r: %s; it scores 0", asked.answer, asked.gold, decision.error)
+                logger.warning(
+                    "%r with gold answer %r: %s; it scores 0",
+                    asked.answer,
+                    asked.gold,
+                    decision.error,
+                )
             self.counts["raised"] += 1
         is_correct = decision.is_equal and not (asked.problem and is_echo(asked.answer, asked.gold, asked.problem))
         return Result(is_correct, has_answer=True, fast_path=False, timed_out=decision.timed_out)
@@ -131,7 +136,7 @@ class Verifier:
         return map(self.finish, started)
 
     def _decide(self, *job: Any) -> "Future[Decision]":
-        """Ask a worker process, once about the same thing: the responses of a group often agree."""
+        """Submit a comparison, only once for equal ones, since responses to the same prompt often agree."""
         with self._lock:
             future = self._decisions.get(job)
             if future is None:
@@ -144,13 +149,13 @@ class Verifier:
         return future
 
     def _forget_undecided(self, future: "Future[Decision]") -> None:
-        """Ask anew next time: it may have been the machine."""
+        """Drop a timed-out decision from the cache: the machine may have been the cause."""
         with self._lock:
             for job in [job for job, decision in self._decisions.items() if decision is future]:
                 del self._decisions[job]
 
     def count(self, result: Result) -> None:
-        """Add a result to the counters and log them now and then."""
+        """Add a result to the counters, and log them occasionally."""
         with self._lock:
             self.counts["scored"] += 1
             self.counts["correct"] += result.is_correct
@@ -180,7 +185,7 @@ def _problem(extra_info: Mapping[str, Any] | None) -> str:
 
 _WORD = re.compile(r"[a-z]{3,}")
 _COUNTED = re.compile(r"\b(?:how many|number of|how much)\s+((?:[a-z-]+\s+){0,3}[a-z]+)")
-# They change the number in front of them.
+# Words that change the number before them.
 _NOT_COUNTED = {
     *("hundred", "thousand", "million", "billion", "trillion", "dozen", "hundreds", "thousands", "millions", "dozens"),
     *("pairs", "half", "halves", "twice", "times", "squared", "cubed", "plus", "minus", "not", "and", "percent"),
@@ -189,14 +194,14 @@ _NOT_COUNTED = {
 
 
 def _shared_words(answer: str, problem: str) -> frozenset[str]:
-    """Return the words of an answer that say what its problem counts, in lower case."""
+    """Return the words of an answer that name what its problem counts, in lower case."""
     words = frozenset(_WORD.findall(answer.lower()))
     return words & _counted(problem) if words and problem else frozenset()
 
 
 @lru_cache(maxsize=1000)
 def _counted(problem: str) -> frozenset[str]:
-    """Return the words behind "how many" and "number of" in a problem.
+    """Return the words after "how many", "how much" and "number of" in a problem.
 
     Example:
         >>> sorted(_counted("How many green apples has she?"))
@@ -211,15 +216,15 @@ _failures: dict[Limits, canary.CanaryError] = {}
 
 
 def verifier_for(limits: Limits) -> Verifier:
-    """Return this process's verifier, after it has proved itself: see `canary`.
+    """Return this process's verifier for these limits, after checking it with the canary.
 
     Raises:
-        CanaryError: If it gives a wrong verdict. Once it has, at every call.
+        CanaryError: If it gives a wrong verdict; then at every later call too.
     """
     made = _verifiers.get(limits)
     if made is not None:
         return made
-    with _lock:  # a reward loop begins with many calls at once
+    with _lock:  # a reward loop starts with many concurrent calls
         if limits in _failures:
             raise _failures[limits]
         if limits not in _verifiers:
@@ -235,7 +240,7 @@ def verifier_for(limits: Limits) -> Verifier:
 
 
 def close() -> None:
-    """End the worker processes of this process and forget what they found. A later call starts new ones."""
+    """End the worker processes of this process and clear the caches. A later call starts new ones."""
     with _lock:
         _failures.clear()
         while _verifiers:
@@ -244,7 +249,7 @@ def close() -> None:
 
 
 def _forget() -> None:
-    """In a child that was forked: the worker processes are its parent's."""
+    """Reset a forked child, since the worker processes belong to its parent."""
     global _lock  # noqa: PLW0603
     _lock = threading.Lock()
     _verifiers.clear()

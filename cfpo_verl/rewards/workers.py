@@ -1,7 +1,7 @@
-"""Worker processes that decide what could take for ever, and can be killed.
+"""Killable worker processes for comparisons that may never terminate.
 
-The clock of a job is its own processor time, started when a worker takes it: time in the queue and a busy machine do
-not count. The kernel ends a process whose time is over, even inside one long multiplication.
+The deadline of a job is CPU time, counted from when a worker starts it, so queueing and a busy machine do not matter.
+The kernel kills a process at its deadline, even inside one long multiplication.
 """
 
 import logging
@@ -25,12 +25,12 @@ from cfpo_verl.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# A worker is replaced after so many jobs, so that no leak of a library can grow.
+# Jobs after which a worker is replaced, so that memory leaks of libraries stay bounded.
 _JOBS_PER_WORKER = 20_000
-# A job that gets no processor time, on a machine that swaps or stops it, is given to another worker after this.
+# Wall-clock limit after which a job is given to another worker, for example when a machine swaps or stops the process.
 _WALL_DEADLINE_S = 30.0
 _ATTEMPTS = 3
-# With which a worker ends itself when a job wants too much memory.
+# Exit status of a worker that ran out of memory.
 _OUT_OF_MEMORY = 71
 
 
@@ -40,12 +40,12 @@ class LimitError(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What the workers of a process may use.
+    """Limits of the worker processes.
 
     Args:
         workers: Number of worker processes.
-        deadline_s: Processor seconds that one comparison may take.
-        memory_gb: Memory that a worker may have, in GiB.
+        deadline_s: CPU time limit per comparison, in seconds.
+        memory_gb: Memory limit per worker, in GiB.
     """
 
     workers: int = 2
@@ -53,7 +53,7 @@ class Limits:
     memory_gb: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse limits under which nothing could be decided.
+        """Check the limits.
 
         Raises:
             LimitError: If one is not a positive number.
@@ -65,12 +65,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a job.
+    """The outcome of a job.
 
     Args:
-        is_equal: The verdict; False if there is none.
-        timed_out: Whether the job was ended for its time or memory, so that there is no verdict.
-        error: What a library raised instead of a verdict, or "".
+        is_equal: The verdict; False without one.
+        timed_out: Whether there is no verdict because the job exceeded its time or memory limit.
+        error: The exception that a library raised instead, or "".
     """
 
     is_equal: bool
@@ -79,7 +79,7 @@ class Decision:
 
 
 class _Process(ForkServerProcess):
-    """A process that does not run the main script of its parent again, which may be Ray's or have no guard."""
+    """A process that does not import its parent's main script, which may be Ray's or lack a __main__ guard."""
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
@@ -102,16 +102,16 @@ def _limit_worker(memory_bytes: int) -> None:
 
 
 def _run(deadline_s: float, answer: str, gold: str, relative_tolerance: float, words: frozenset[str]) -> Decision:
-    """Run in a worker: decide within the deadline, or die."""
+    """Compare two answers in a worker, which dies at the deadline."""
     from cfpo_verl.rewards.symbolic import decide
 
-    # Not a handler: the default action of this signal is to end the process.
+    # No handler is installed: the default action of this signal kills the process.
     signal.setitimer(signal.ITIMER_PROF, deadline_s)
     try:
         return Decision(decide(answer, gold, relative_tolerance, words))
     except MemoryError:
         os._exit(_OUT_OF_MEMORY)
-    except Exception as error:  # sympy raises anything about some expressions; the asking process counts it
+    except Exception as error:  # sympy may raise anything; the parent logs and counts it
         return Decision(False, error=f"{type(error).__name__}: {error}"[:500])
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -119,7 +119,7 @@ def _run(deadline_s: float, answer: str, gold: str, relative_tolerance: float, w
 
 @dataclass
 class _Job:
-    """A comparison that is not decided yet, and the pool that has it."""
+    """A pending comparison and the pool that runs it."""
 
     arguments: tuple[Any, ...]
     attempts_left: int = _ATTEMPTS
@@ -127,14 +127,14 @@ class _Job:
 
 
 class SymbolicWorkers:
-    """A pool of worker processes. Started by the first job; a pool that breaks or stands still is replaced."""
+    """A pool of worker processes, started by the first job and replaced when it breaks or stalls."""
 
     def __init__(self, limits: Limits, stall_s: float = _WALL_DEADLINE_S + 30) -> None:
-        """Remember the limits.
+        """Create the pool lazily.
 
         Args:
-            limits: What the workers may use.
-            stall_s: A pool that has jobs and finishes none of them for so long is replaced.
+            limits: Limits of the workers.
+            stall_s: Seconds without a finished job after which a pool with pending jobs is replaced.
         """
         self.limits = limits
         self._stall_s = stall_s
@@ -145,10 +145,10 @@ class SymbolicWorkers:
         self._watch: threading.Thread | None = None
 
     def submit(self, answer: str, gold: str, relative_tolerance: float, words: frozenset[str]) -> "Future[Decision]":
-        """Have two answers compared.
+        """Submit a comparison of two answers.
 
         Returns:
-            A future that always gets a decision, never an exception.
+            A future that always resolves to a decision, never to an exception.
         """
         outcome: Future[Decision] = Future()
         job = _Job((answer, gold, relative_tolerance, words))
@@ -160,7 +160,7 @@ class SymbolicWorkers:
         return outcome
 
     def close(self) -> None:
-        """End all workers; what is not decided counts as timed out. A later job starts new ones."""
+        """End all workers; pending jobs count as timed out. A later job starts new workers."""
         with self._lock:
             pool, self._pool = self._pool, None
             left = list(self._open)
@@ -174,7 +174,7 @@ class SymbolicWorkers:
         job.pool = pool = self._running_pool()
         try:
             future = pool.schedule(_run, (self.limits.deadline_s, *job.arguments), timeout=_WALL_DEADLINE_S)
-        except RuntimeError as error:  # broken or stopped in the meantime
+        except RuntimeError as error:  # the pool broke or was stopped in the meantime
             self._try_again(outcome, job, pool, error)
         else:
             future.add_done_callback(lambda done: self._finish(outcome, job, pool, done))
@@ -187,13 +187,13 @@ class SymbolicWorkers:
         elif isinstance(error, ProcessExpired) and error.exitcode in (-signal.SIGPROF, _OUT_OF_MEMORY):
             self._resolve(outcome, Decision(False, timed_out=True))
         elif isinstance(error, ProcessExpired | FutureTimeoutError) and job.attempts_left and job.pool is pool:
-            # Somebody else killed or stopped the worker: the job is not to blame.
+            # The worker was killed or stopped from outside, not by the limits of the job.
             self._try(outcome, job)
         else:
             self._try_again(outcome, job, pool, error)
 
     def _try_again(self, outcome: "Future[Decision]", job: _Job, pool: ProcessPool, error: BaseException) -> None:
-        """Give a job to a new pool, unless another one has it already."""
+        """Resubmit a job to a new pool, unless another pool already has it."""
         self._discard(pool, repr(error))
         if job.pool is not pool or outcome.done():
             return
@@ -206,14 +206,14 @@ class SymbolicWorkers:
     def _resolve(self, outcome: "Future[Decision]", decision: Decision) -> None:
         with self._lock:
             if self._open.pop(outcome, None) is None:
-                return  # another pool was quicker
+                return  # another pool was faster
         outcome.set_result(decision)
 
     def _running_pool(self) -> ProcessPool:
         with self._lock:
             if self._pool is None:
                 context = _Context()
-                # Forked from a process that has imported math-verify already, a worker starts in milliseconds.
+                # The fork server imports Math-Verify once, so that a worker starts in milliseconds.
                 context.set_forkserver_preload(["cfpo_verl.rewards.symbolic"])
                 _start_fork_server()
                 self._pool = ProcessPool(
@@ -233,12 +233,12 @@ class SymbolicWorkers:
             if self._pool is not pool:
                 return
             self._pool = None
-        logger.warning("the workers are replaced: %s", reason)
-        # In a thread of its own: this may be one of the pool's, for which ending it would wait.
+        logger.warning("replacing the worker processes: %s", reason)
+        # In another thread: this one may belong to the pool, and ending the pool would wait for it.
         threading.Thread(target=_end, args=(pool,), name="symbolic-workers-end", daemon=True).start()
 
     def _watch_over(self) -> None:
-        """Replace a pool that stands still, as one does of whose workers one was killed while it held a lock."""
+        """Replace a stalled pool: a worker killed while holding a lock blocks all others."""
         while True:
             time.sleep(min(5.0, self._stall_s / 4))
             with self._lock:
@@ -253,7 +253,7 @@ class SymbolicWorkers:
 
 
 def _start_fork_server() -> None:
-    """Start the process that workers are forked from, where it finds the same modules as this one."""
+    """Start the fork server with the import path of this process."""
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     try:
@@ -266,7 +266,7 @@ def _start_fork_server() -> None:
 
 
 def forget_fork_server() -> None:
-    """Make a process that was itself forked start a fork server of its own: it cannot wait for its parent's."""
+    """Make a forked process start its own fork server, since it cannot wait for its parent's."""
     forkserver._forkserver.__init__()  # type: ignore[misc]
 
 
