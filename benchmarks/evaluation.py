@@ -1,15 +1,15 @@
-"""Time of the metrics of an evaluation beside verl's own for validation, in one run.
+"""Time the metrics of an evaluation, and verl's own metrics for validation, in one run.
 
     python -m benchmarks.evaluation                             # 2,000 problems x 8 responses; pass@k of 30 x 1,024
     python -m benchmarks.evaluation --problems 100 --out a.json
 
-metrics: from scored responses to avg@n, pass@k for every k, maj@k, format, truncation and length, each with its
-interval over problems. verl's `process_validation_metrics` gets the same responses, with their scores and answers; it
-gives mean, best, worst and majority for k = 2, 4, ..., n from 1,000 resamples of each problem, and no interval over
-problems. `bias` is its best@n beside the truth: a problem counts if one of its n responses is right.
+metrics: computes avg@n, pass@k for every k, maj@k, format, truncation and length, each with its interval over problems,
+from scored responses. verl's `process_validation_metrics` gets the same responses, with their scores and answers; it
+computes mean, best, worst and majority for k = 2, 4, ..., n from 1,000 resamples of each problem, and no interval over
+problems. `bias` is pass@n, or verl's best@n, minus the share of problems with at least one correct response.
 
-pass_at_k: for all k up to n, beside the estimator of the HumanEval paper as it is published, a product for each problem
-and k.
+pass_at_k: computes pass@k for all k up to n, and the same with the estimator as published in the HumanEval paper, one
+product per problem and k.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _ROUNDS = 5
 
 
 def responses(problems: int, samples: int) -> pd.DataFrame:
-    """Return made-up scored responses: problems from easy to hard, wrong answers of which some are common."""
+    """Return synthetic scored responses: easy and hard problems, common and rare wrong answers."""
     rng = np.random.default_rng(0)
     is_right = rng.random((problems, samples)) < rng.beta(0.5, 0.7, size=(problems, 1))
     wrong = np.minimum(rng.geometric(0.3, size=is_right.shape), 50).astype(str)
@@ -52,7 +52,7 @@ def responses(problems: int, samples: int) -> pd.DataFrame:
 
 
 def plain_pass_at_k(correct: np.ndarray, samples: int) -> np.ndarray:
-    """Return pass@k for all k by the estimator of Chen et al., arXiv:2107.03374, one problem and k at a time."""
+    """Return pass@k for all k with the estimator of Chen et al., arXiv:2107.03374, one problem and k at a time."""
 
     def estimate(c: int, k: int) -> float:
         if samples - c < k:
@@ -63,7 +63,7 @@ def plain_pass_at_k(correct: np.ndarray, samples: int) -> np.ndarray:
 
 
 def timed(call: Callable[[], Any], rounds: int = 1) -> tuple[Any, float]:
-    """Return what a call returns, and the median of its seconds."""
+    """Return the result of a call and the median of its durations, in seconds."""
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -73,7 +73,7 @@ def timed(call: Callable[[], Any], rounds: int = 1) -> tuple[Any, float]:
 
 
 def measure_metrics(problems: int, samples: int) -> list[dict[str, Any]]:
-    """Return one row for ours and one for verl's."""
+    """Return one row for our metrics and one for verl's."""
     from verl.trainer.ppo.metric_utils import process_validation_metrics
 
     table = responses(problems, samples)
@@ -101,7 +101,7 @@ def measure_metrics(problems: int, samples: int) -> list[dict[str, Any]]:
 
 
 def measure_pass_at_k(problems: int, samples: int) -> list[dict[str, Any]]:
-    """Return one row for ours and one for the published estimator, after checking that both say the same."""
+    """Return one row for our estimator and one for the published one, after checking that they agree."""
     correct = np.random.default_rng(0).integers(0, samples + 1, problems)
     ks = np.arange(1, samples + 1)
     ours, ours_s = timed(lambda: pass_at_k(correct, samples, ks), _ROUNDS)
@@ -120,7 +120,7 @@ def measure_pass_at_k(problems: int, samples: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure, print, write JSON."""
+    """Run the benchmark, print tables and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"problems": 2000, "samples": 8, "pass-problems": 30, "pass-samples": 1024}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")

@@ -1,22 +1,22 @@
-r"""What the reward says and costs, beside math-verify and verl's own reward functions, in one run.
+r"""Compare the reward with math-verify and verl's own reward functions: verdicts and cost, in one run.
 
     python -m benchmarks.rewards                                   # all parts
     python -m benchmarks.rewards --parts speed --rounds 5 --out a.json
 
-agreement: gold answers of six public sets, each against itself, and against golds of other problems of its set, where
-our verdict is held against math-verify's with its default settings.
+agreement: compares gold answers of six public sets with themselves and with gold answers of other problems of the same
+set, and our verdicts with those of math-verify at its default settings.
 
-speed: processor seconds for each response, those of worker processes included, once these are warm. Every round has
-problems of its own, so that nothing is remembered from an earlier one. A scorer is called as in training: the row's
-problem goes to ours, whole responses to all. gsm8k reads only what follows `####`, which these responses do not have.
+speed: CPU seconds per response, including those of worker processes, after warm-up. Every round has different problems,
+so that no result is cached from an earlier one. Scorers are called as in training: all get whole responses, ours also
+the row's problem. gsm8k only looks after `####`, which these responses do not have.
 
-batch: the wall-clock time of a batch as the reward loop scores it, all at once in one process.
+batch: wall-clock time of a batch scored as in the reward loop, all at once in one process.
 
-poison: the same with right answers, and one in a hundred made to be as expensive as possible beside its gold answer.
+poison: the same with correct answers, except one in a hundred that is as expensive as possible to compare.
 
-The data are .jsonl files as published. Responses are sentences of MATH's solutions and then an answer in a box: four of
-five problems have plain numbers for answers, half of the 8 responses of a problem are right, one in four of these in
-another form than the gold answer. Several parts run in a process each: none finds what another has left in memory.
+The data are .jsonl files as published. Responses are sentences from MATH's solutions followed by a boxed answer. Four
+in five problems have plain numbers as answers. Half of the 8 responses to a problem are correct, one in four of these
+written differently from the gold answer. Each part runs in its own process, so that they share no memory.
 """
 
 import argparse
@@ -59,27 +59,27 @@ from cfpo_verl.rewards.compare import compare
 from cfpo_verl.rewards.extract import extract_answer, last_boxed
 
 _MATH = "lighteval/MATH"
-# Set: its file, its data source, and where its rows have the gold answer.
+# Name of the set: file, data source, and function that returns the gold answer of a row.
 _SETS: dict[str, tuple[str, str, Callable[[dict[str, Any]], str | None]]] = {
     "MATH-500": ("math500.jsonl", "HuggingFaceH4/MATH-500", lambda row: row["answer"]),
     "MATH test": ("math_test.jsonl", _MATH, lambda row: last_boxed(row["solution"])),
     "AIME 2024": ("aime24.jsonl", "aime24", lambda row: str(row["answer"])),
     "AMC 2023": ("amc23.jsonl", "amc23", lambda row: str(row["answer"])),
     "Minerva": ("minerva_math.jsonl", "minerva_math", lambda row: last_boxed(row["solution"])),
-    # Without the dollar signs around most of them, as in training.
+    # Without dollar signs, as in training.
     "OlympiadBench": ("olympiadbench.jsonl", "olympiadbench", lambda row: stated(", ".join(row["final_answer"]))),
 }
 _THEIR_DEADLINE_S = 10
 _SHOWN = 40
 
 _GROUP = 8
-_SHORT, _LONG = (300, 300), (7000, 8000)  # characters of working; the long ones are about 2,048 tokens
+_SHORT, _LONG = (300, 300), (7000, 8000)  # characters before the answer; the long ones are about 2,048 tokens
 _POISON_EVERY = 100
 _SAMPLE_EVERY_S = 0.05
 
 
 def gold_answers(data: Path, name: str, limit: int | None) -> list[str]:
-    """Return the gold answers of a set, of its first `limit` problems."""
+    """Return the gold answers of the first `limit` problems of a set."""
     file, _source, gold_of = _SETS[name]
     golds = [gold_of(row) for row in read_rows(data / file)[:limit]]
     return [gold for gold in golds if gold is not None]
@@ -87,12 +87,12 @@ def gold_answers(data: Path, name: str, limit: int | None) -> list[str]:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read a .jsonl file."""
-    # Not splitlines, which would also cut at separators inside of strings.
+    # Not splitlines, which would also split at Unicode separators inside strings.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def boxed(answer: str) -> str:
-    r"""Return a response that is nothing but a box."""
+    r"""Return a response that consists of a box only."""
     return rf"\boxed{{{answer}}}"
 
 
@@ -100,10 +100,10 @@ def boxed(answer: str) -> str:
 
 
 def measure_agreement(data: Path, limit: int | None, others: int) -> dict[str, Any]:
-    """Return counts for each set, the golds that do not score 1 against themselves, and the disagreements.
+    """Return counts per set, the gold answers that do not score 1 against themselves, and the disagreements.
 
-    `equal` counts what both call equal, `only_ours` and `only_theirs` what one of them does; time-outs and errors are
-    math-verify's.
+    `equal` counts the pairs that both verifiers call equal, `only_ours` and `only_theirs` those that one of them does.
+    Timeouts and errors are those of math-verify.
     """
     rows, own, disagreements = [], [], []
     for name in track(_SETS, description="agreement"):
@@ -112,7 +112,7 @@ def measure_agreement(data: Path, limit: int | None, others: int) -> dict[str, A
         scores = score_at_once([(source, boxed(gold), gold, None) for gold in golds])
         failed = [gold for gold, score in zip(golds, scores, strict=True) if score["score"] != 1]
         own += [{"set": name, "gold": gold} for gold in failed]
-        # Numbers such as 2 are golds of many problems: a pair is compared once and counted as often as it is drawn.
+        # Many problems have gold answers such as 2: compare each pair once and count it as often as it is drawn.
         pairs = Counter(pairs_of(golds, others, random.Random(0)))
         ours = score_at_once([(source, boxed(answer), gold, None) for gold, answer in pairs])
         theirs = their_verdicts(list(pairs))
@@ -140,7 +140,7 @@ def measure_agreement(data: Path, limit: int | None, others: int) -> dict[str, A
 
 
 def pairs_of(golds: Sequence[str], others: int, generator: random.Random) -> Iterator[tuple[str, str]]:
-    """Yield each gold with golds of other problems, leaving out those of the same text."""
+    """Yield pairs of each gold answer with those of other problems, except identical texts."""
     for index, gold in enumerate(golds):
         drawn = generator.sample(range(len(golds)), min(others + 1, len(golds)))
         chosen = [other for other in drawn if other != index][:others]
@@ -148,13 +148,13 @@ def pairs_of(golds: Sequence[str], others: int, generator: random.Random) -> Ite
 
 
 def their_verdicts(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Return math-verify's verdict for every (gold, answer): equal, different, timeout or error."""
+    """Return math-verify's verdict for each pair (gold, answer): equal, different, timeout or error."""
     by_gold: dict[str, list[str]] = {}
     for gold, answer in pairs:
         by_gold.setdefault(gold, []).append(answer)
     found: dict[tuple[str, str], str] = {}
-    # Its own time limits are signals, for which the main threads of these processes are good. They do not end
-    # a long multiplication, so there is one from outside too.
+    # Its own timeouts are signals, which need the main thread of a process. They do not interrupt a long
+    # multiplication, so the pool has a timeout too.
     with ProcessPool(max_workers=os.cpu_count() or 1, context=multiprocessing.get_context("forkserver")) as pool:
 
         def schedule(gold: str, answers: list[str]) -> "Future[list[str]]":
@@ -165,7 +165,7 @@ def their_verdicts(pairs: Sequence[tuple[str, str]]) -> list[str]:
         for gold, answers in by_gold.items():
             try:
                 found.update({(gold, answer): v for answer, v in zip(answers, chunks[gold].result(), strict=True)})
-            except Exception:  # the time of one is over: each of them again, by itself
+            except Exception:  # one answer timed out: compare each of them separately
                 alone += [(gold, answer) for answer in answers]
         single = {pair: schedule(pair[0], [pair[1]]) for pair in alone}
         for pair, future in single.items():
@@ -179,7 +179,7 @@ def their_verdicts(pairs: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def verify_by_math_verify(gold: str, answers: list[str]) -> list[str]:
-    """Run in a worker process: compare answers with a gold as math-verify does by default."""
+    """Compare answers with a gold answer using math-verify's defaults. Runs in a worker process."""
     from math_verify import parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
@@ -188,7 +188,7 @@ def verify_by_math_verify(gold: str, answers: list[str]) -> list[str]:
         try:
             equal = verify(parse(f"${gold}$"), parse(boxed(answer)))
             verdicts.append("equal" if equal else "different")
-        except Exception:  # whatever it raises is what we want to know
+        except Exception:  # any exception is counted as an error
             verdicts.append("error")
     return verdicts
 
@@ -197,7 +197,7 @@ def verify_by_math_verify(gold: str, answers: list[str]) -> list[str]:
 
 
 class TooFewProblemsError(UserError):
-    """More problems are asked for than there are."""
+    """More problems are requested than there are."""
 
 
 @dataclass(frozen=True)
@@ -213,9 +213,9 @@ class Response:
     """A response to a problem.
 
     Args:
-        text: What was written.
-        problem: What was asked.
-        kind: "same", the gold answer as it is written; "other form"; "wrong"; else the kind of poison.
+        text: Text of the response.
+        problem: Its problem.
+        kind: "same" for the text of the gold answer, "other form", "wrong", or the kind of poison.
     """
 
     text: str
@@ -224,17 +224,17 @@ class Response:
 
     @property
     def is_right(self) -> bool:
-        """Whether the answer is right, as known from how it was made."""
+        """Whether the answer is correct by construction."""
         return self.kind in ("same", "other form")
 
     def row(self) -> tuple[str, str, str, dict[str, str]]:
-        """Return what a reward function is called with."""
+        """Return the arguments for a reward function."""
         return _MATH, self.text, self.problem.gold, {"problem": self.problem.question}
 
 
 @dataclass(frozen=True)
 class Material:
-    """What responses are made of: problems with numbers and other problems for answers, and sentences."""
+    """Material for responses: problems with numeric answers, problems with other answers, and sentences."""
 
     numbers: list[Problem]
     expressions: list[Problem]
@@ -257,17 +257,17 @@ class Material:
         return cls(numbers, [problem for problem in problems if parse_number(problem.gold) is None], sentences)
 
     def problems(self, groups: int, skip: int = 0) -> list[Problem]:
-        """Return problems, four of five with a plain number, after leaving out those of `skip` groups."""
+        """Return problems, four in five with a number as answer, after skipping those of `skip` groups."""
         few = groups // 5
         chosen = self.numbers[skip - skip // 5 :][: groups - few] + self.expressions[skip // 5 :][:few]
         if len(chosen) < groups:
             raise TooFewProblemsError(
-                f"MATH has no {skip + groups} problems of which four in five have plain numbers for answers"
+                f"MATH has fewer than {skip + groups} problems of which four in five have plain numbers as answers"
             )
         return chosen
 
     def working(self, characters: tuple[int, int], generator: random.Random) -> str:
-        """Return about so many characters of working: sentences that follow each other in the data."""
+        """Return consecutive sentences with about this many characters in total, between a minimum and a maximum."""
         most, start = generator.randint(*characters), generator.randrange(len(self.sentences))
         parts: list[str] = []
         length = 0
@@ -281,14 +281,14 @@ class Material:
     def response(
         self, problem: Problem, answer: str, kind: str, characters: tuple[int, int], generator: random.Random
     ) -> Response:
-        """Return a response with working."""
+        """Return a response: sentences followed by the boxed answer."""
         text = f"{self.working(characters, generator)}\nTherefore the answer is ${boxed(answer)}$."
         return Response(text, problem, kind)
 
     def group(
         self, problem: Problem, right: int, characters: tuple[int, int], generator: random.Random
     ) -> list[Response]:
-        """Return the responses to a problem, `right` of them right and the others one of three wrong answers."""
+        """Return the responses to a problem: `right` correct ones, and the others with one of three wrong answers."""
         forms = other_forms(problem.gold)
         answers = [(generator.choice(forms), "other form") for _ in range(right // 4)]
         answers += [(problem.gold, "same")] * (right - len(answers))
@@ -298,7 +298,7 @@ class Material:
         return [self.response(problem, answer, kind, characters, generator) for answer, kind in answers]
 
     def wrong_answers(self, problem: Problem, generator: random.Random) -> list[str]:
-        """Return three wrong answers: golds of problems of the same kind, and for a number its neighbours."""
+        """Return three wrong answers: gold answers of similar problems, and for a number its neighbours."""
         number = parse_number(problem.gold)
         answers = [] if number is None else [str(number + 1), str(number - 1)]
         known = {canonical_answer(answer) for answer in (problem.gold, *answers)}
@@ -311,7 +311,7 @@ class Material:
 
 
 def _is_whole(text: str) -> bool:
-    """Say whether a sentence has all of its formulas and no box."""
+    """Return whether a sentence has only complete formulas and no box."""
     pairs = (("{", "}"), (r"\[", r"\]"), (r"\begin", r"\end"))
     return (
         20 <= len(text) <= 200
@@ -322,7 +322,7 @@ def _is_whole(text: str) -> bool:
 
 
 def other_forms(gold: str) -> list[str]:
-    r"""Return other ways to write an answer, at least one.
+    r"""Return other spellings of an answer, at least one.
 
     Example:
         >>> other_forms(r"\frac{3}{4}")
@@ -360,7 +360,7 @@ def prime_factors(number: int) -> Iterator[int]:
 
 
 def scorers() -> dict[str, Callable[[Response], bool]]:
-    """Return the reward functions by name, as functions from a response to whether it is right."""
+    """Return {name: function from a response to whether it is correct} for all reward functions."""
     from math_verify import parse, verify
     from verl.utils.reward_score import gsm8k, math_dapo, math_reward
     from verl.utils.reward_score import math_verify as verl_math_verify
@@ -377,7 +377,7 @@ def scorers() -> dict[str, Callable[[Response], bool]]:
 
 
 def measure_speed(material: Material, groups: int, rounds: int) -> dict[str, Any]:
-    """Return one row for each reward function, and what ours gets wrong."""
+    """Return one row per reward function, and the wrong verdicts of ours."""
     functions = scorers()
     generator = random.Random(1)
     names = list(functions)
@@ -386,7 +386,7 @@ def measure_speed(material: Material, groups: int, rounds: int) -> dict[str, Any
     responses: list[Response] = []
     for problem in material.problems(1, skip=rounds * groups):
         for response in material.group(problem, _GROUP // 2, _SHORT, generator):
-            for function in functions.values():  # starts worker processes
+            for function in functions.values():  # starts the worker processes
                 function(response)
     for round_ in track(range(rounds), description="speed"):
         batch = [
@@ -427,8 +427,8 @@ def measure_speed(material: Material, groups: int, rounds: int) -> dict[str, Any
 
 
 def processor_s() -> float:
-    """Return the processor seconds of this process and all that come from it, the dead included."""
-    # Those of the dead are with the processes that waited for them.
+    """Return the CPU seconds of this process and all its descendants, including ended ones."""
+    # The times of ended processes are included in those of the processes that waited for them.
     own = os.times()
     seconds = time.process_time() + own.children_user + own.children_system
     for process in psutil.Process().children(recursive=True):
@@ -438,13 +438,13 @@ def processor_s() -> float:
 
 
 def share(values: Any) -> float:
-    """Return how many in a hundred are true."""
+    """Return the percentage of true values."""
     values = list(values)
     return 100 * sum(values) / len(values)
 
 
 def mistakes(responses: Sequence[Response], verdicts: Sequence[bool]) -> list[dict[str, str]]:
-    """Return the distinct answers whose verdict is not what it must be."""
+    """Return the distinct answers with wrong verdicts."""
     wrong = {
         (response.kind, response.problem.gold, last_boxed(response.text) or "")
         for response, verdict in zip(responses, verdicts, strict=True)
@@ -457,7 +457,7 @@ def mistakes(responses: Sequence[Response], verdicts: Sequence[bool]) -> list[di
 
 
 def score_at_once(rows: Sequence[tuple[Any, ...]], **options: Any) -> list[dict[str, float]]:
-    """Score rows of (data source, response, gold, extra_info), all at the same time."""
+    """Score rows of (data source, response, gold, extra_info) concurrently."""
 
     async def score() -> list[dict[str, float]]:
         return await asyncio.gather(*(compute_score_async(*row, **options) for row in rows))
@@ -467,7 +467,7 @@ def score_at_once(rows: Sequence[tuple[Any, ...]], **options: Any) -> list[dict[
 
 @contextmanager
 def sampling_memory() -> Iterator[dict[str, float]]:
-    """Find the largest resident sizes, in MB: of this process, and of any process that comes from it."""
+    """Measure peak resident memory in MiB: of this process, and the largest of its descendants."""
     peaks = {"process_mb": 0.0, "worker_mb": 0.0}
     stop = threading.Event()
 
@@ -491,7 +491,7 @@ def sampling_memory() -> Iterator[dict[str, float]]:
 
 
 def warm_up() -> None:
-    """Start the worker processes: a first call scores known answers, and asks them about some."""
+    """Start the worker processes: the first call scores known answers, some of them in workers."""
     compute_score(_MATH, boxed("1"), "1")
 
 
@@ -523,7 +523,7 @@ def measure_batch(material: Material, size: int) -> dict[str, Any]:
     }
 
 
-# Poison: an answer, and a gold answer that makes it as expensive as can be. None is right.
+# Poison: pairs of an answer and a gold answer that are as expensive as possible to compare. None is correct.
 
 
 def _nested(before: str, inside: str, after: str, depth: int) -> str:
@@ -546,7 +546,7 @@ def _matrix(name: str) -> str:
     return rf"\begin{{pmatrix}} {cells} \end{{pmatrix}}"
 
 
-# @ and @@ stand for a number and its successor, so that no answer has been seen before.
+# @ and @@ stand for a number and its successor, so that no result is cached.
 _POISON = {
     "tower of powers": (r"9^{9^{9^{9}}}+@", r"9^{9^{9^{9}}}-@"),
     "tower over a variable": (r"x^{9^{9^{9}}}+@", r"x^{9^{9^{9}}}-@"),
@@ -599,7 +599,7 @@ _POISON = {
     "open boxes": (r"\boxed{" * 4000 + "@", "@@"),
     "boxes in boxes": (_nested(r"\boxed{", "@", "}", 4000), "@@"),
     "boxes in a row": ("".join(rf" \boxed{{@{k}}}" for k in range(3000)), "@"),
-    # An open brace hides the box around it, so that the last line with "answer" counts.
+    # An open brace hides the box around it, so that the last line with "answer" is used.
     "no box, brackets": ("{\nThe answer is \\(@" + r"\)" * 16_000 + "x", "@"),
     "no box, spaces": ("{\nThe answer" + " " * 32_000 + "@ is this", "@"),
     "no box, stars": ("{\n" + "answer**" * 4000 + "@", "@"),
@@ -611,13 +611,13 @@ _POISON = {
 
 
 def poison(material: Material, kind: str, number: int, generator: random.Random) -> Response:
-    """Return a poisonous response, the same only for the same number."""
+    """Return a poisonous response, different for each number."""
     answer, gold = (text.replace("@@", str(number + 1)).replace("@", str(number)) for text in _POISON[kind])
     return material.response(Problem("Find it.", gold), answer, kind, _SHORT, generator)
 
 
 def poisoned(material: Material, size: int) -> list[Response]:
-    """Return right responses with one in a hundred that is poison, of one kind after the other."""
+    """Return correct responses, except one in a hundred that is poison, cycling through the kinds."""
     generator = random.Random(3)
     count = size // _POISON_EVERY
     problems = material.problems(-(-(size - count) // _GROUP))
@@ -631,7 +631,7 @@ def poisoned(material: Material, size: int) -> list[Response]:
 
 
 def seconds_here(response: Response) -> float:
-    """Return for how many processor seconds a response stops this process's event loop, whatever workers then do."""
+    """Return the CPU seconds for which a response blocks the event loop of this process."""
     start = time.thread_time()
     answer = extract_answer(response.text, data_source(_MATH).fallbacks)
     if answer is not None:
@@ -640,7 +640,7 @@ def seconds_here(response: Response) -> float:
 
 
 def measure_poison(material: Material, size: int) -> dict[str, Any]:
-    """Return what a batch with poison in it takes, and what became of each kind."""
+    """Return the time and memory of a batch with poison, and the results for each kind."""
     responses = poisoned(material, size)
     warm_up()
     with sampling_memory() as peaks:
@@ -683,11 +683,11 @@ _PARTS = ("agreement", "speed", "batch", "poison")
 
 
 def measure(part: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure a part and print it."""
+    """Run one part of the benchmark and print its results."""
     if part == "agreement":
         found = measure_agreement(arguments.data, arguments.golds, arguments.others)
-        print_rows(found["sets"], f"agreement with math-verify: golds against {arguments.others} others")
-        show(found["not_itself"], "golds that do not score 1 against themselves")
+        print_rows(found["sets"], f"agreement with math-verify: gold answers against {arguments.others} others")
+        show(found["not_itself"], "gold answers that do not score 1 against themselves")
         show(found["disagreements"], "disagreements")
         return found
     material = Material.of(arguments.data)
@@ -701,17 +701,17 @@ def measure(part: str, arguments: argparse.Namespace) -> dict[str, Any]:
         found = measure_poison(material, arguments.poison_responses)
         print_rows(found["kinds"], "kinds of poison")
         print_rows(figures(found), "batch with poison")
-    show(found["mistakes"], "verdicts of ours that are not what they must be")
+    show(found["mistakes"], "wrong verdicts of ours")
     return found
 
 
 def figures(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row for each figure."""
+    """Return one row per figure."""
     return [{"figure": name, "value": value} for name, value in found.items() if not isinstance(value, list)]
 
 
 def show(rows: Sequence[dict[str, str]], title: str) -> None:
-    """Print the first rows of a list of texts, if there are any."""
+    """Print the first rows of a list of texts, if any."""
     if rows:
         shown = [{name: escape(text[:36]) for name, text in row.items()} for row in rows[:_SHOWN]]
         print_rows(shown, title if len(rows) == len(shown) else f"{title}: the first {len(shown)} of {len(rows)}")
@@ -727,18 +727,24 @@ def parts_of(text: str) -> list[str]:
 
 
 def main() -> None:
-    """Measure, print, write JSON."""
+    """Run the benchmark, print tables and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="default: %(default)s")
-    parser.add_argument("--parts", type=parts_of, default=list(_PARTS), help="default: all, with commas between them")
-    parser.add_argument("--golds", type=int, help="of each set, for agreement (default: all)")
-    parser.add_argument("--others", type=int, default=20, help="for each gold, for agreement (default: %(default)s)")
     parser.add_argument(
-        "--groups", type=int, default=500, help="of 8 responses a round, for speed (default: %(default)s)"
+        "--parts", type=parts_of, default=list(_PARTS), help="comma-separated parts to run (default: all)"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="for speed (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=8192, help="responses of the batch (default: %(default)s)")
-    parser.add_argument("--poison-responses", type=int, default=10_000, help="default: %(default)s")
+    parser.add_argument("--golds", type=int, help="agreement: gold answers per set (default: all)")
+    parser.add_argument(
+        "--others", type=int, default=20, help="agreement: other answers per gold answer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--groups", type=int, default=500, help="speed: groups of 8 responses per round (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="speed: number of rounds (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8192, help="batch: number of responses (default: %(default)s)")
+    parser.add_argument(
+        "--poison-responses", type=int, default=10_000, help="poison: number of responses (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/rewards.json"), help="default: %(default)s")
     arguments = parser.parse_args()
     least = {"golds": 2, "others": 1, "groups": 1, "rounds": 1, "batch": _GROUP, "poison_responses": _POISON_EVERY}
@@ -765,7 +771,7 @@ def main() -> None:
         for part in arguments.parts:
             command = [sys.executable, "-m", "benchmarks.rewards", *sys.argv[1:], "--parts", part]
             status = subprocess.run(command, check=False).returncode
-            if status:  # it has said why
+            if status:  # the part has printed the reason
                 sys.exit(status)
             found[part] = json.loads(arguments.out.read_text(encoding="utf-8"))[part]
     arguments.out.write_text(json.dumps(found, indent=1), encoding="utf-8")

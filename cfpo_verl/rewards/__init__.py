@@ -50,7 +50,7 @@ def compute_score(
         **others: Any other argument that verl passes; ignored.
 
     Returns:
-        `score`, the reward, and `acc`, whether the answer is correct, both 0.0 or 1.0. All responses have the same keys.
+        `score`, the reward, and `acc`, whether the answer is correct: both 0.0 or 1.0, for every response.
 
     Raises:
         CanaryError: If the verifier gives a wrong verdict on a known answer.
