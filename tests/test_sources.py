@@ -534,7 +534,11 @@ def test_long_prompts_are_measured_with_the_chat_template(tmp_path):
             b'{"question": "q", "answer": "1"}\n',
             r"none of the 1 rows can be used \(1 no number after ####\)",
         ),
-        ("a.jsonl", GOOD + b'{"question": "q", "answer": 1}\n', "a column has values of different or unsupported types"),
+        (
+            "a.jsonl",
+            GOOD + b'{"question": "q", "answer": 1}\n',
+            "a column has values of different or unsupported types",
+        ),
         ("a.jsonl", b'{"question": "q", "answer": "\\ud800"}\n', "different or unsupported types"),
         ("a.json", b'[{"question": "q",\n "answer": }]', "a.json, line 2: not JSON"),
         ("a.json", b'{"question": "q"}', "a.json: must be a list of rows, is a dict"),
