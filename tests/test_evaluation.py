@@ -1,4 +1,4 @@
-"""From sets and a model to the files of an evaluation; vLLM itself, the only fake here, runs in test_end_to_end.py."""
+"""Evaluations from sets and a model to output files. Only vLLM is faked; test_end_to_end.py runs the real one."""
 
 import json
 import os
@@ -32,7 +32,7 @@ OPTIONS = running.RunOptions(n=4, max_tokens=8)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A model that was taught nothing: its tokenizer and config are what is used of it."""
+    """An untrained model, of which only tokenizer and config are used."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tokenizer = warmup.train_tokenizer(["3+4=7"], vocabulary=268)
     config = warmup.WarmupConfig(hidden_size=32, layers=1, heads=2)
@@ -48,7 +48,7 @@ def sums(tmp_path):
 
 
 class FakeEngine:
-    """Stands where vLLM does: answers every third request rightly, and may die on the way."""
+    """Replaces vLLM: answers every third request correctly, and can fail midway."""
 
     def __init__(self, dies_after=None):
         self.asked: list[Request] = []
@@ -128,7 +128,7 @@ def test_repeated_problems_and_files_without_uid(tmp_path):
     table = pa.Table.from_pylist(rows, schema=ROWS).drop_columns(["extra_info"])
     pq.write_table(table, tmp_path / "bare.parquet")
     [bare, _again] = read_set("x", tmp_path / "bare.parquet").problems
-    assert bare.uid == found[0].uid  # made as `data prepare` makes it
+    assert bare.uid == found[0].uid  # computed as in `data prepare`
     assert read_set("x", tmp_path / "bare.parquet", limit=1).problems == [bare]
 
 
@@ -141,7 +141,7 @@ def test_a_whole_evaluation(model, sums, tmp_path, engine):
     assert pq.read_schema(tmp_path / "out" / "generations.parquet").equals(store.SCHEMA, check_metadata=False)
     assert table["sample"].tolist() == [0, 1, 2, 3] * 6
     assert table["index"].tolist() == [problem for problem in range(6) for _ in range(4)]
-    # The token that ends a response counts, and is not in the text.
+    # The end-of-sequence token is counted, but is not in the text.
     right = table[table["score"] == 1]
     assert 0 < len(right) < 24
     assert not table["response"].str.contains("<|", regex=False).any()
@@ -192,7 +192,7 @@ def test_what_is_finished_when_the_engine_dies_is_not_generated_again(model, sum
     assert not (out / "summary.json").exists()
     lines = (out / "responses.jsonl").read_text().splitlines(keepends=True)
     assert len(lines) == 10
-    # The process was ended while it wrote a line.
+    # As if the process had been killed while writing a line.
     (out / "responses.jsonl").write_text("".join(lines) + lines[0][:20])
     second = engine()
     found = running.run(str(model), str(sums), out, None, None, OPTIONS)
@@ -227,7 +227,7 @@ def test_more_responses_and_sets_may_be_asked_for_later_and_fewer_not(model, sum
         running.run(str(model), f"{sums},{other}", out, None, None, OPTIONS)
     with pytest.raises(EvaluationError, match=r"already has 6 responses beyond those requested.*in others"):
         running.run(str(model), str(sums), out, None, None, grown)
-    # And nothing is forgotten by having asked for less.
+    # A refused smaller request loses nothing.
     assert len(store.read_generations(out)) == 42
     assert set(json.loads((out / "settings.json").read_text())["sets"]) == {"sums", "others"}
 
@@ -378,7 +378,7 @@ for env, name in (({"A": "b"}, "CPU"), ({}, "GPU")):
 def test_scores_answers_and_votes():
     rows = [
         ("openai/gsm8k", "It is \\boxed{0.5}.", "\\frac12", ""),
-        ("openai/gsm8k", "It is 3.", "3", ""),  # states no answer as the data source wants it
+        ("openai/gsm8k", "It is 3.", "3", ""),  # no answer in the form of this data source
         ("arithmetic", "7", "8", ""),
         ("arithmetic", "7.0", "8", ""),
         ("my/own", "The answer is 4", "4", ""),
@@ -393,7 +393,7 @@ def test_scores_answers_and_votes():
 
 
 def generations(scores, votes, set_name="x", **columns):
-    """Rows of generations.parquet from the scores and votes of each problem."""
+    """Return rows of generations.parquet with the given scores and votes per problem."""
     rows = [
         {"set": set_name, "uid": f"u{p}", "sample": s, "score": float(score), "vote": vote, "answer": vote}
         for p, (of_problem, voted) in enumerate(zip(scores, votes, strict=True))
@@ -456,7 +456,7 @@ def test_sampled_majorities_state_their_error():
 
 
 def test_generations_of_verl_are_scored(tmp_path):
-    """The columns that verl's generation writes: its data, and a list of responses for each problem."""
+    """The columns that verl's generation writes: its data and a list of responses per problem."""
     rows = [to_row(Problem(f"{a}+1=", str(a + 1)), "arithmetic", "math", "test", a) for a in range(3)]
     table = pa.Table.from_pylist(rows, schema=ROWS).to_pandas()
     table["responses"] = [["1", "2"], ["2", "2"], ["nothing", ""]]
@@ -546,7 +546,7 @@ def test_a_row_of_a_set_without_what_is_needed_is_named(tmp_path, column, value,
 
 @pytest.fixture
 def two(model, sums, tmp_path, engine):
-    """Two evaluations, the second with other responses and half as many."""
+    """Two evaluations; the second has different responses, and half as many."""
     engine()
     running.run(str(model), str(sums), tmp_path / "a", None, None, OPTIONS)
     running.run(str(model), str(sums), tmp_path / "b", None, None, running.RunOptions(n=2, max_tokens=8, seed=5))
@@ -670,7 +670,7 @@ def test_a_model_that_cannot_be_loaded_is_named(model, sums, tmp_path, engine):
 
 
 def test_prompts_are_those_of_verls_agent_loop(run_forked, model, sums, tmp_path):
-    """The tokens of an agent loop of verl, beside those of an evaluation, with a template that has a switch."""
+    """An agent loop of verl and an evaluation build the same tokens, with a template that takes an argument."""
     import shutil
 
     model = shutil.copytree(model, tmp_path / "switched")

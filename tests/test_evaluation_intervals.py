@@ -1,4 +1,4 @@
-"""Confidence intervals over problems, and the comparison of two models, against their definitions."""
+"""Confidence intervals and the paired comparison, checked against their definitions."""
 
 from math import comb
 
@@ -11,7 +11,7 @@ from cfpo_verl.evaluation import compare_paired, confidence_intervals
 
 
 def tail(ones: int, problems: int, share: float) -> float:
-    """Return how likely at least so many ones are."""
+    """Return the probability of at least this many ones."""
     return sum(comb(problems, i) * share**i * (1 - share) ** (problems - i) for i in range(ones, problems + 1))
 
 
@@ -36,7 +36,7 @@ def test_all_right_is_not_certainty():
 
 
 def test_the_bootstrap_holds_the_mean_as_often_as_it_says():
-    """Of 300 samples of 100 problems about 95 percent of the intervals hold the mean of the distribution, 1/3."""
+    """About 95 percent of the intervals of 300 samples of 100 problems contain the true mean, 1/3."""
     rng = np.random.default_rng(0)
     held = 0
     for seed in range(300):
@@ -89,14 +89,14 @@ def test_the_sign_test_is_two_sided_and_exact(better, worse):
 
 
 def test_pairing_takes_out_what_problems_have_in_common():
-    """Problems from easy to hard, and a second model that is a little better on nearly all of them."""
+    """Easy to hard problems, and a second model that is slightly better on nearly all of them."""
     rng = np.random.default_rng(0)
     first = rng.random(60) * 0.8
     second = first + 0.05 + 0.02 * rng.normal(size=60)
     paired = compare_paired(first, second)
     assert 0.03 < paired.low < paired.difference < paired.high < 0.07
     one, other = confidence_intervals(np.stack([first, second], axis=1))
-    assert other.low < one.high  # unpaired, the two cannot be told apart
+    assert other.low < one.high  # unpaired, the intervals overlap
     assert paired.p_value < 1e-6
 
 

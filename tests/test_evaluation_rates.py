@@ -1,4 +1,4 @@
-"""avg@n, pass@k and maj@k against the definition: the mean over all sets of k of the n responses."""
+"""avg@n, pass@k and maj@k, checked against the definition: the mean over all k-subsets of n responses."""
 
 from itertools import combinations
 from math import comb
@@ -22,7 +22,7 @@ def pass_over_all_sets(num_correct: int, num_samples: int, k: int) -> float:
 
 
 def maj_over_all_sets(votes: list[int], num_samples: int, k: int) -> float:
-    """Count the votes of every set; ties are shared, and what has no vote does not win."""
+    """Count the votes of every subset; ties are shared, and without votes nothing wins."""
     responses = [answer for answer, number in enumerate(votes) for _ in range(number)]
     responses += [BLANK] * (num_samples - len(responses))
     won = 0.0
@@ -41,7 +41,7 @@ def test_pass_at_k_over_all_sets():
 
 
 def test_the_example_of_verls_bootstrap_is_exact():
-    """One of four is right: of four tries one is, for certain. verl's bootstrap says 0.68."""
+    """One of four responses is correct, so pass@4 is 1. verl's bootstrap gives 0.68."""
     assert pass_at_k([1], 4, 4).tolist() == [1.0]
     assert pass_at_k([1], 4, 1) == avg_at_n([1], 4) == 0.25
 
@@ -64,7 +64,7 @@ def test_problems_may_have_different_numbers_of_responses():
 )
 def test_maj_at_k_over_all_sets(answers, data):
     votes = [answers.count(answer) for answer in range(5)]
-    # The order of the wrong answers does not matter, nor do answers that nobody gave.
+    # Neither the order of wrong answers matters, nor answers without votes.
     votes = [votes[RIGHT], *data.draw(st.permutations(votes[1:])), 0]
     ks = list(range(1, len(answers) + 1))
     expected = [maj_over_all_sets(votes, len(answers), k) for k in ks]
@@ -76,7 +76,7 @@ def test_maj_at_k_over_all_sets(answers, data):
     [
         pytest.param([2, 2], 4, 4, 1 / 2, id="two-to-two-is-shared"),
         pytest.param([1, 1, 1], 3, 3, 1 / 3, id="all-differ"),
-        # Of the four sets two have both right responses, and two have one response for each answer.
+        # Two of the four subsets have both correct responses, and two have one response for each answer.
         pytest.param([2, 1, 1], 4, 3, (1 + 1 + 1 / 3 + 1 / 3) / 4, id="three-of-four"),
         pytest.param([0, 0], 3, 2, 0, id="nobody-answers"),
         pytest.param([1, 0], 5, 5, 1, id="one-answer-and-four-without"),
@@ -107,7 +107,7 @@ def test_sampling_agrees_with_the_exact_value_within_its_standard_error():
     exact = maj_at_k(votes, LARGEST_EXACT, ks)
     sampled = maj_at_k(votes, LARGEST_EXACT, ks, exact=False, draws=200_000)
     assert exact.standard_error.tolist() == [0.0] * len(ks)
-    # Nothing is drawn for one response and for all.
+    # Nothing is sampled for one response or for all of them.
     np.testing.assert_allclose(sampled.value[:, [0, -1]], exact.value[:, [0, -1]], atol=1e-12)
     assert sampled.standard_error[0] == sampled.standard_error[-1] == 0
     errors = sampled.standard_error[1:-1]
@@ -127,7 +127,7 @@ def test_the_standard_error_is_that_of_repetition():
 
 
 def test_sets_in_which_nobody_answers_are_lost_when_drawn_too():
-    """One of a hundred responses answers, and rightly: of sets of two 2 in 100 have it."""
+    """One of a hundred responses has an answer, a correct one: 2 in 100 pairs include it."""
     found = maj_at_k([[1, 0]], 100, [2], draws=50_000)
     assert found.value[0, 0] == pytest.approx(0.02, abs=5 * found.standard_error[0])
     assert found.standard_error[0] < 1e-3

@@ -1,4 +1,4 @@
-"""Checkpoints that verl's FSDP2 engine wrote on two ranks, exported by verl's merger and loaded with transformers."""
+"""Export of checkpoints that verl's FSDP2 engine wrote on two ranks, with verl's merger and transformers."""
 
 import json
 import os
@@ -40,7 +40,7 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A model, and the checkpoint of step 3 that two ranks of verl's FSDP2 engine wrote of it, in a run folder."""
+    """A model, and a run folder with its checkpoint of step 3, written by two ranks of verl's FSDP2 engine."""
     folder = tmp_path_factory.mktemp("made")
     torch.manual_seed(0)
     tokenizer = warmup.train_tokenizer(["1+1=2"], 300)
@@ -56,13 +56,13 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(made, tmp_path) -> Path:
-    """A copy of the run folder that a test may change."""
+    """A copy of the run folder, for tests that change it."""
     return Path(shutil.copytree(made / "run", tmp_path / "run"))
 
 
 @pytest.fixture
 def whole_run(made, run) -> Path:
-    """The run folder with whole weights in its checkpoint instead of shards, as save_contents=['hf_model'] has it."""
+    """The run folder with whole weights instead of shards in its checkpoint, as with save_contents=['hf_model']."""
     actor = run / "checkpoints" / "global_step_3" / "actor"
     for shard in actor.glob("*.pt"):
         shard.unlink()
@@ -87,7 +87,7 @@ def test_two_ranks_are_merged_into_the_model_they_came_from(made, tmp_path):
     tokens = torch.tensor([tokenizer.encode(check.prompt)])
     generated = after.float().generate(tokens, max_new_tokens=16, do_sample=False)[0, tokens.shape[1] :]
     assert tokenizer.decode(generated, skip_special_tokens=True) == check.continuation
-    # Others may read it, and nothing unfinished is left.
+    # Other users can read it, and no temporary files are left.
     assert (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o044 == 0o044
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -116,7 +116,7 @@ def test_what_the_merger_says_when_it_fails(run, tmp_path):
 
 
 def test_a_checkpoint_without_shards_is_copied(made, whole_run, tmp_path):
-    """As verl writes it with save_contents=['hf_model'], and Megatron with its bridge."""
+    """As written by verl with save_contents=['hf_model'], and by Megatron with its bridge."""
     actor = whole_run / "checkpoints" / "global_step_3" / "actor"
     check = export(find_checkpoint(whole_run), tmp_path / "out")
     assert check.merge_difference is None
@@ -131,7 +131,7 @@ def test_a_checkpoint_without_shards_is_copied(made, whole_run, tmp_path):
 
 
 def test_megatron_shards_need_a_gpu_and_verl_takes_our_arguments(whole_run, tmp_path, monkeypatch):
-    """The merge itself cannot run without a GPU; whether verl understands what it is asked can be seen."""
+    """The merge itself needs a GPU; without one, only the arguments can be tested."""
     from verl.model_merger.base_model_merger import generate_config_from_args, parse_args
 
     actor = whole_run / "checkpoints" / "global_step_3" / "actor"
@@ -152,7 +152,7 @@ def test_megatron_shards_need_a_gpu_and_verl_takes_our_arguments(whole_run, tmp_
 
 
 def test_an_adapter_is_not_taken_for_the_model(whole_run, tmp_path):
-    """verl's merger writes the base model's weights, without what was learnt."""
+    """verl's merger would write the weights of the base model."""
     checkpoint = find_checkpoint(whole_run)
     (checkpoint.folder / "lora_train_meta.json").write_text('{"r": 8}')
     with pytest.raises(CheckpointError, match=r"holds a LoRA adapter.*the model before training"):
@@ -167,7 +167,7 @@ def test_the_export_of_a_run_is_made_once(whole_run):
     assert exported(checkpoint) == folder
     assert (folder / "export.json").stat().st_mtime_ns == before
     weights = checkpoint.huggingface / "model.safetensors"
-    os.utime(weights, (before / 1e9 + 10, before / 1e9 + 10))  # another run has replaced it
+    os.utime(weights, (before / 1e9 + 10, before / 1e9 + 10))  # overwritten by another run
     os.utime(folder / "export.json", (before / 1e9 - 10, before / 1e9 - 10))
     exported(checkpoint)
     assert (folder / "export.json").stat().st_mtime_ns >= before
@@ -178,7 +178,7 @@ def test_an_evaluation_finds_the_model_of_a_run(made, whole_run, monkeypatch):
     found = find_model(str(run))
     assert (found.path, found.step, found.name) == (str(run / "exported" / "global_step_3"), 3, "run")
     assert lookup(found.config, "data.max_response_length") == 8
-    # The export itself knows where it comes from.
+    # The export records the run it comes from.
     again = find_model(found.path)
     assert (again.run_dir, again.step) == (str(run), 3)
     monkeypatch.chdir(made)
@@ -197,12 +197,12 @@ def test_the_last_complete_checkpoint_is_taken(run):
     assert find_checkpoint(run).step == 20
     shard = steps / "global_step_20" / "actor" / "model_world_size_2_rank_1.pt"
     shard.write_bytes(shard.read_bytes()[:1000])
-    (steps / "latest_checkpointed_iteration.txt").write_text("20")  # verl's word is not taken for it
+    (steps / "latest_checkpointed_iteration.txt").write_text("20")  # verl's tracker file is ignored
     assert find_checkpoint(run).step == 10
     (steps / "global_step_10" / "actor" / "fsdp_config.json").unlink()
     assert find_checkpoint(run).step == 3
     assert find_checkpoint(run, 3).step == 3
-    assert find_checkpoint(steps / "global_step_20").step == 20  # as asked
+    assert find_checkpoint(steps / "global_step_20").step == 20  # an explicit path is not checked
     assert find_checkpoint(steps / "global_step_20" / "actor").run_dir == run
     with pytest.raises(CheckpointError, match=r"no global_step_4\. Available: 3, 10, 20"):
         find_checkpoint(run, 4)
@@ -293,7 +293,7 @@ def test_the_card_says_what_is_known(whole_run, tmp_path, evaluation):
         (["policy_loss=vanilla"], "`vanilla`, clip_ratio_low 0.2, clip_ratio_high 0.2, clip_ratio_c 3.0"),
         (["policy_loss=gspo"], "`gspo`, clip_ratio_low 0.0003, clip_ratio_high 0.0004"),
         (["policy_loss=sapo"], "`sapo`, tau_pos 1.0, tau_neg 1.05"),
-        # Of verl's own options only what was changed, and all that somebody else's loss brings.
+        # Only changed options of verl's own, and all options of a third-party loss.
         (
             ["policy_loss=vanilla", f"{POLICY_LOSS}.loss_mode=clip_cov", f"{POLICY_LOSS}.clip_cov_lb=2.0"],
             "clip_cov_lb 2.0",

@@ -1,4 +1,4 @@
-"""cfpo_verl.rewards: scores, through verl's own reward loop too, and what happens when something goes wrong."""
+"""cfpo_verl.rewards: scores, verl's own reward loop, and failures of the verifier."""
 
 import ast
 import asyncio
@@ -24,7 +24,7 @@ from cfpo_verl.rewards.workers import Decision, Limits
 
 MATH = "HuggingFaceH4/MATH-500"
 DIAGNOSTICS = {"has_answer", "fast_path", "timed_out", "verify_seconds"}
-# Nobody decides this: an expansion with millions of terms.
+# Undecidable in practice: an expansion with millions of terms.
 POISON = (r"\boxed{(a+b+c+d+f+g)^{60}\sin x}", r"(a+b+c+d+f+g)^{59}(a+b+c+d+f+g+x)\sin x")
 
 
@@ -65,7 +65,7 @@ POISON = (r"\boxed{(a+b+c+d+f+g)^{60}\sin x}", r"(a+b+c+d+f+g)^{59}(a+b+c+d+f+g+
         ("minerva_math", r"\boxed{1.61}", "1.6", 1),
         (MATH, r"\boxed{1.61}", "1.6", 0),
         ("a name that nobody knows", r"\boxed{1}", "1", 1),
-        # By a worker process.
+        # Decided by a worker process.
         (MATH, r"\boxed{\frac{\cos x}{\sin x}}", r"\cot x", 1),
         (MATH, r"\boxed{\frac{\sin x}{\cos x}}", r"\cot x", 0),
     ],
@@ -105,7 +105,7 @@ def test_the_problem_decides_what_is_an_echo_and_what_is_a_unit():
     apples = r"\boxed{12\text{ apples}}"
     assert compute_score(MATH, apples, "12", {"problem": "How many apples has she?"})["score"] == 1
     assert compute_score(MATH, apples, "12", {"problem": "How many pears has she?"})["score"] == 0
-    # Words that change a number are none that are counted.
+    # Words that change a number do not name what is counted.
     problem = {"problem": "How many thousand apples, not pears, has she? Half of them, plus two dozen."}
     for words in ("thousand", "not", "half", "dozen", "plus two", "pears"):
         assert compute_score(MATH, rf"\boxed{{12\text{{ {words}}}}}", "12", problem)["score"] == 0
@@ -144,7 +144,7 @@ def test_an_error_of_ours_ends_no_run(monkeypatch, caplog):
     def broken(*_arguments):
         raise ZeroDivisionError("on purpose")
 
-    checker = verifier.verifier_for(Limits())  # its canary needs what is broken next
+    checker = verifier.verifier_for(Limits())  # runs its canary, before the next line breaks what that needs
     monkeypatch.setattr(verifier, "extract_answer", broken)
     monkeypatch.setattr(checker, "counts", type(checker.counts)())
     for _ in range(3):
@@ -247,7 +247,7 @@ def finished(result):
 
 
 def verl_dispatch_names():
-    """Every name that verl's own default_compute_score compares a data_source with."""
+    """All names that verl's default_compute_score compares data_source with."""
     from verl.utils import reward_score
 
     tree = ast.parse(inspect.getsource(reward_score.default_compute_score))
@@ -358,7 +358,7 @@ def test_reward_kwargs_reach_the_verifier():
 
 
 def test_waiting_for_a_worker_holds_no_thread_of_the_reward_loop():
-    """The executor of the loop also decodes: with plain functions, as many slow answers as it has threads stop it."""
+    """The loop's thread pool also decodes: plain functions block it with as many slow answers as it has threads."""
 
     async def score(name):
         manager = reward_manager(name, deadline_s=1.0)
@@ -367,7 +367,7 @@ def test_waiting_for_a_worker_holds_no_thread_of_the_reward_loop():
             asyncio.create_task(manager.run_single(row(MATH, POISON[0].replace("}", f"+{number}}}", 1), POISON[1])))
             for number in range(threads)
         ]
-        await asyncio.sleep(0.3)  # until they wait for their workers
+        await asyncio.sleep(0.3)  # until all of them wait for workers
         quick = asyncio.create_task(manager.run_single(row("openai/gsm8k", "#### 7", "7")))
         _done, pending = await asyncio.wait({quick, *slow}, return_when=asyncio.FIRST_COMPLETED)
         is_first = quick not in pending
@@ -385,7 +385,7 @@ def test_verls_loader_finds_it():
     assert load_extern_object("pkg://cfpo_verl.rewards", "compute_score") is compute_score
 
 
-# No string may end a run.
+# No response may end a run.
 
 PIECES = [
     *[
@@ -505,7 +505,7 @@ def test_no_string_is_an_error_or_takes_longer_than_its_deadline(source, respons
         assert set(scores) == {"score", "acc", *DIAGNOSTICS}
         assert scores["score"] in (0.0, 1.0)
         assert all(math.isfinite(value) for value in scores.values())
-        # Two deadlines of two seconds in the queue of two workers, and room for a busy machine.
+        # Two deadlines of two seconds each for two workers, plus a margin for a busy machine.
         assert scores["verify_seconds"] < 20
     assert unfit_gold(source, gold) in (None, unfit_gold(source, gold))
     assert checker.counts["errors"] == 0
@@ -540,7 +540,7 @@ def test_no_string_is_an_error_or_takes_longer_than_its_deadline(source, respons
     ids=lambda text: f"{text[:12]!r}",
 )
 def test_long_strings_cost_linear_time(text):
-    """A hundred thousand characters, anywhere; quadratic time would be minutes."""
+    """A hundred thousand characters anywhere; quadratic time would take minutes."""
     for answer in (text, rf"\boxed{{{text}}}", rf"The answer is {text}", rf"\boxed{{{text[:990]}}}"):
         scores = compute_score(MATH, answer, "12", {"problem": text}, diagnostics=True)
         assert scores["score"] == 0
@@ -549,7 +549,7 @@ def test_long_strings_cost_linear_time(text):
 
 
 def test_the_reward_module_does_not_import_the_stack(run_python):
-    """Workers and data preparation import it: torch and verl would cost seconds and memory in each."""
+    """Workers and data preparation import it; torch and verl would cost each of them seconds and memory."""
     result = run_python("import sys, cfpo_verl.rewards; print(sorted({'torch', 'verl', 'ray'} & set(sys.modules)))")
     assert result.stdout.strip() == "[]", result.stderr
 

@@ -1,4 +1,4 @@
-"""cfpo_verl.rewards.answers, algebra and units: what an answer says."""
+"""cfpo_verl.rewards.answers, algebra and units: parsing answers."""
 
 from fractions import Fraction
 
@@ -180,7 +180,7 @@ def test_empty_answers_have_an_empty_canonical_form():
         (r"\frac{6}{2}", False),
         (r"\sqrt{9}", False),
         ("2^3-1", False),
-        # One irrational that is none.
+        # Looks irrational, but is rational.
         (r"37+58e^0", False),
         (r"37+58\sqrt{1}", False),
         (r"2\sqrt{4}\cdot\sqrt{36}", False),
@@ -221,7 +221,7 @@ def test_exact_numbers_are_compared_exactly():
 def test_depth_and_size_are_bounded():
     with pytest.raises(algebra.NotAlgebra, match="nested too deeply"):
         algebra.parse("(" * 40 + "1" + ")" * 40)
-    # Bounded at every step, not only at the end: each of these ends as a small number.
+    # Bounded at every step, not only at the end: each of these has a small value.
     powers = [f"{prime}^{{{39_999 // prime.bit_length()}}}" for prime in (3, 5, 7)]
     inverses = [power.replace("{", "{-") for power in powers]
     for text in ("+".join(inverses) + "-" + "-".join(inverses), r"\cdot ".join(powers + inverses)):
@@ -235,7 +235,7 @@ def test_fingerprints_are_those_of_rational_functions():
 
     assert fingerprint("(x+1)^2") == fingerprint("x^2+2x+1") != fingerprint("x^2+2x+2")
     assert fingerprint(r"\frac{1}{y}+y") == fingerprint(r"\frac{1+y^2}{y}")
-    # Letters are independent of each other.
+    # Each letter gets its own value.
     assert fingerprint("ac") != fingerprint("b^2")
     assert fingerprint("x_1") != fingerprint("x_2")
     assert fingerprint(r"\sqrt{x}") is fingerprint(r"2^x") is fingerprint("x+i") is None

@@ -1,4 +1,4 @@
-"""cfpo_verl.rewards.compare and symbolic: equal, different, or not known."""
+"""cfpo_verl.rewards.compare and symbolic: equal, different or undecided."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def tolerance(source):
 
 
 def test_rewritten_golds_have_the_right_verdict():
-    """Forms of 779 gold answers, and wrong ones, written and judged without a look at the code."""
+    """Spellings of 779 gold answers, and wrong answers, written and judged without looking at the code."""
     assert len({row["gold"] for row in REWRITTEN}) >= 300
     wrong = [
         row
@@ -59,7 +59,7 @@ def test_every_gold_answer_is_itself(name):
     assert [gold for gold in golds if compare(read(gold), read(gold)) is not True] == []
 
 
-# Answers that ask for a reward without being one. Each must get 0, also from math-verify's side of it.
+# Wrong answers that try to get a reward. Each must score 0, also when Math-Verify decides.
 FOOLING = {
     "a list of guesses": [("3, 4", "4"), ("1,2,3,4,5", "3"), (r"\{3,4\}", "4"), ("3;4", "4"), ("(3,4)", "4")],
     "an or": [("3 or 4", "4"), (r"3\text{ or }4", "4"), ("x=3 or x=4", "4"), (r"\pm 4", "4"), ("4 and 4.5", "4")],
@@ -260,7 +260,7 @@ def test_an_oracle_is_asked_only_where_it_must_be():
     assert asked == []
     assert compare(read(r"(1,\sin x)"), read(r"(1,\cos x)"), oracle) is False
     assert asked == [(r"\sin x", r"\cos x")]
-    # One part that is different decides.
+    # A single different part makes the whole different.
     assert compare(read(r"(1,\sin x)"), read(r"(2,\cos x)")) is False
     assert compare(read(r"\sin x, 1"), read(r"1, \cos x")) is None
 
@@ -274,7 +274,7 @@ def test_sets_with_unknown_parts_are_matched_whatever_their_order():
 def test_repeating_the_problem_is_no_answer():
     assert is_echo(r"\frac{1}{\sqrt3}", r"\frac{\sqrt{3}}{3}", r"Rationalize $\frac{1}{\sqrt{3}}$.")
     assert is_echo("x^2+7x+10", "(x+2)(x+5)", "Factor $x^2 + 7x + 10$.")
-    # What the gold answer says is right, and so is a number that is written out.
+    # The text of the gold answer is correct, and so is a number that is written out.
     assert not is_echo("(x+2)(x+5)", "(x+2)(x+5)", "Is it $(x+2)(x+5)$?")
     assert not is_echo("0.5", r"\frac12", "Write 0.5 as a fraction.")
     assert not is_echo(r"\frac{1}{2}", "0.5", r"Is it $\frac{1}{2}$?")
@@ -308,7 +308,7 @@ def test_repeating_the_problem_in_brackets_or_by_another_name_is_no_answer(answe
 
 
 def test_nothing_that_a_model_wrote_is_compiled(run_python):
-    """Python tells an audit hook of everything that eval, exec and compile are given."""
+    """Python reports every call of eval, exec and compile to audit hooks."""
     code = """
 import sys
 from cfpo_verl.rewards.symbolic import decide
@@ -322,7 +322,7 @@ for _ in range(2):
     sys.addaudithook(lambda event, arguments: compiled.append(arguments[0]) if event == "compile" else None)
     for answer, gold in pairs:
         decide(answer, gold, 0.0, frozenset()), decide(gold, answer + "+z", 0.0, frozenset())
-# The first round imports and caches.
+# The first round imports modules and fills caches.
 print(compiled)
 """
     result = run_python(code)

@@ -1,4 +1,4 @@
-"""cfpo_verl.rewards.extract: where the final answer of a response stands."""
+"""cfpo_verl.rewards.extract: finding the final answer of a response."""
 
 import re
 
@@ -24,7 +24,7 @@ from cfpo_verl.rewards.extract import extract_answer, last_boxed
         (r"$\boxed{3}$ and so $\boxed{3}$", "3"),
         (r"The \boxed{1} was a step. It is \boxed{2.5} or \boxed{3}", "2.5, 3"),
         (r"\boxed{a \boxed{1} b}", "1"),
-        # The last box counts, also if it is empty.
+        # The last box counts, even if it is empty.
         (r"\boxed{5} \n \boxed{}".replace(r"\n", "\n"), None),
         ("12", None),
         ("", None),
@@ -131,7 +131,7 @@ def test_last_boxed(text, boxed):
 
 
 def test_a_response_that_repeats_itself_takes_no_longer_than_its_length():
-    """Ten times the text, about ten times the steps: the number of regular expression matches, not a time."""
+    """Ten times the text, about ten times the steps, counted as regular expression matches instead of time."""
 
     class Counting:
         def __init__(self):
@@ -152,5 +152,5 @@ def test_a_response_that_repeats_itself_takes_no_longer_than_its_length():
             counts.append(extract._BOX_OR_BRACE.matches)
         finally:
             extract._BOX_OR_BRACE = real
-    # Once from the beginning of the last line with a box, once from the beginning.
+    # Once from the start of the last line with a box, once from the start of the text.
     assert counts == [200, 2000]

@@ -1,4 +1,4 @@
-"""cfpo_verl.rewards.workers: processes that are killed when their time is over, and what that does to other jobs."""
+"""cfpo_verl.rewards.workers: processes killed at their deadline, and the effect on other jobs."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ import pytest
 from cfpo_verl.rewards import workers as workers_module
 from cfpo_verl.rewards.workers import LimitError, Limits, SymbolicWorkers
 
-# Neither is decided within any deadline of these tests: an expansion with millions of terms.
+# Undecidable within any deadline of these tests: an expansion with millions of terms.
 POISON = (r"(a+b+c+d+f+g)^{60}\sin x", r"(a+b+c+d+f+g)^{59}(a+b+c+d+f+g+x)\sin x")
 RIGHT = (r"\frac{\cos x}{\sin x}", r"\cot x")
 WRONG = (r"\frac{\sin x}{\cos x}", r"\cot x")
@@ -42,7 +42,7 @@ def test_decides(pool):
 
 
 def test_a_job_is_ended_when_its_processor_time_is_over_and_no_other_is_affected(pool):
-    """Twelve poisoned jobs are queued before the others: what waits behind them is not counted as late."""
+    """Twelve poisoned jobs are queued first; waiting behind them does not count towards the deadline."""
     poisoned = [submit(pool, (f"{POISON[0]}+{number}", POISON[1])) for number in range(12)]
     right = [submit(pool, RIGHT) for _ in range(20)]
     wrong = [submit(pool, WRONG) for _ in range(20)]
@@ -52,7 +52,7 @@ def test_a_job_is_ended_when_its_processor_time_is_over_and_no_other_is_affected
 
 
 def test_a_busy_machine_takes_no_time_from_a_job():
-    """The job sleeps for six times its deadline: the clock is processor time."""
+    """The job sleeps for six times its deadline, which is CPU time."""
     made = SymbolicWorkers(Limits(workers=1, deadline_s=0.3))
     try:
         assert submit(made, RIGHT).result(60).is_equal
@@ -101,7 +101,7 @@ def test_workers_that_are_killed_are_replaced(pool):
 
 
 def test_a_job_whose_worker_somebody_else_killed_is_given_to_another():
-    """As the system does when memory is short: the answer is not to blame."""
+    """As the system does when memory is short, which is not the fault of the answer."""
     made = SymbolicWorkers(Limits(workers=1, deadline_s=20))
     try:
         assert submit(made, RIGHT).result(60).is_equal
@@ -137,7 +137,7 @@ print("parent", flush=True)
 
 
 def test_workers_find_the_same_package(tmp_path, run_python):
-    """Python 3.11 does not tell its fork server of sys.path: a copy that only this process knows was not found."""
+    """Python 3.11 does not pass sys.path to its fork server, which then would not find this copy of the package."""
     (tmp_path / "only_here.py").write_text("VALUE = 7\n")
     code = f"""
 import sys
@@ -152,12 +152,12 @@ print({str(tmp_path)!r} in server.environ()["PYTHONPATH"].split(":"))
 made.close()
 """
     result = run_python(code)
-    # The module itself cannot be sent back, but it was found.
+    # The module itself cannot be pickled, but it was found.
     assert result.stdout.split() == ["TypeError", "True"], result.stdout + result.stderr
 
 
 def test_idle_workers_that_are_killed_are_replaced(pool):
-    """pebble gives up a pool whose idle workers die; the next job gets a new pool."""
+    """pebble stops a pool whose idle workers die; the next job gets a new pool."""
     for _ in range(2):
         assert submit(pool, RIGHT).result(60).is_equal
         for pid in worker_pids(pool):
@@ -170,7 +170,7 @@ def test_a_pool_that_stands_still_is_replaced(caplog):
     made = SymbolicWorkers(Limits(workers=1, deadline_s=0.5), stall_s=1.0)
     try:
         assert submit(made, RIGHT).result(60).is_equal
-        # As if a worker had been killed while it held the lock on the channel.
+        # Simulates a worker killed while holding the lock on the channel.
         channel = made._pool._pool_manager.worker_manager.workers_channel
         assert channel.mutex.reader_mutex.acquire(timeout=10)
         assert submit(made, RIGHT).result(60).is_equal
@@ -180,7 +180,7 @@ def test_a_pool_that_stands_still_is_replaced(caplog):
 
 
 def test_what_a_comparison_raises_comes_back(pool):
-    """No text: what a library raises about an expression is told from a verdict."""
+    """An exception of a library is distinguished from a verdict."""
     decision = pool.submit(None, "x", 0.0, frozenset()).result(60)
     assert (decision.is_equal, decision.timed_out) == (False, False)
     assert decision.error.startswith("TypeError: ")
@@ -196,14 +196,14 @@ SCRIPT = r"""
 import sys
 from cfpo_verl.rewards import compute_score
 print("run", flush=True)
-# No guard: a worker that imported this file again would start workers of its own.
+# No __main__ guard: a worker that imported this file would start workers of its own.
 print(compute_score("math", r"\boxed{\frac{\cos x}{\sin x}}", r"\cot x")["score"], flush=True)
 if "wait" in sys.argv:
     import time
     from cfpo_verl.rewards import verifier
     [made] = verifier._verifiers.values()
     made.workers.submit(r"ANSWER", r"GOLD", 0.0, frozenset())
-    time.sleep(1000 if "for ever" in sys.argv else 0.3)
+    time.sleep(1000 if "forever" in sys.argv else 0.3)
 """.replace("ANSWER", POISON[0]).replace("GOLD", POISON[1])
 
 
@@ -226,7 +226,7 @@ def test_an_interpreter_ends_with_jobs_pending(script):
 
 def test_no_process_is_left_when_the_parent_is_killed(script):
     """As Ray does with its workers."""
-    process = subprocess.Popen([sys.executable, script, "wait", "for ever"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, script, "wait", "forever"], stdout=subprocess.PIPE, text=True)
     try:
         assert [process.stdout.readline().strip() for _ in range(2)] == ["run", "1.0"]
         children = psutil.Process(process.pid).children(recursive=True)
@@ -234,7 +234,7 @@ def test_no_process_is_left_when_the_parent_is_killed(script):
     finally:
         process.kill()
         process.wait()
-    # The busy one is ended by its deadline.
+    # The deadline ends the busy worker.
     assert psutil.wait_procs(children, timeout=20)[1] == []
 
 
@@ -244,7 +244,7 @@ def test_closing_ends_the_workers():
     processes = [psutil.Process(pid) for pid in worker_pids(made)]
     made.close()
     assert psutil.wait_procs(processes, timeout=20)[1] == []
-    # A later job starts new ones.
+    # A later job starts new workers.
     assert submit(made, RIGHT).result(60).is_equal
     made.close()
 

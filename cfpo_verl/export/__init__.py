@@ -1,1 +1,1 @@
-"""Hand on what a run has learnt: a Hugging Face folder with a model card, by verl's own merger (docs/export.md)."""
+"""Export checkpoints as Hugging Face folders with a model card, using verl's own merger (docs/export.md)."""
