@@ -18,21 +18,19 @@ class Entry(NamedTuple):
     Args:
         module: Has the command as a typer application called `app`, or called like the command.
         summary: What `cfpo-verl --help` says of it.
-        needs_hydra: Whether its module imports Hydra, which fails unreadably with a wrong antlr.
     """
 
     module: str
     summary: str
-    needs_hydra: bool = False
 
 
 COMMANDS = {
-    "train": Entry("cfpo_verl.commands", "Train a policy.", needs_hydra=True),
-    "doctor": Entry("cfpo_verl.doctor.cli", "Check a run without starting anything.", needs_hydra=True),
-    "plan": Entry("cfpo_verl.plan.cli", "Estimate memory, step time and GPU hours.", needs_hydra=True),
-    "experiments": Entry("cfpo_verl.commands", "List and search the named experiments.", needs_hydra=True),
-    "slurm": Entry("cfpo_verl.slurm.cli", "Run experiments as SLURM jobs.", needs_hydra=True),
-    "k8s": Entry("cfpo_verl.k8s.cli", "Run experiments on Kubernetes with KubeRay.", needs_hydra=True),
+    "train": Entry("cfpo_verl.commands", "Train a policy."),
+    "doctor": Entry("cfpo_verl.doctor.cli", "Check a run without starting anything."),
+    "plan": Entry("cfpo_verl.plan.cli", "Estimate memory, step time and GPU hours."),
+    "experiments": Entry("cfpo_verl.commands", "List and search the named experiments."),
+    "slurm": Entry("cfpo_verl.slurm.cli", "Run experiments as SLURM jobs."),
+    "k8s": Entry("cfpo_verl.k8s.cli", "Run experiments on Kubernetes with KubeRay."),
     "report": Entry("cfpo_verl.report.cli", "Draw runs and evaluations on one HTML page."),
     "eval": Entry("cfpo_verl.evaluation.cli", "Evaluate a model, with confidence intervals."),
     "export": Entry("cfpo_verl.export.cli", "Convert a checkpoint to a Hugging Face model folder."),
@@ -58,15 +56,14 @@ class _LazyGroup(TyperGroup):
 
 def _load(name: str) -> Any:
     """Import a command."""
-    entry = COMMANDS[name]
-    if entry.needs_hydra:
-        from cfpo_verl.compat import UnsupportedAntlrError, check_antlr_version
+    from cfpo_verl.compat import UnsupportedAntlrError, check_antlr_version
 
-        try:
-            check_antlr_version()
-        except UnsupportedAntlrError as error:
-            typer.echo(f"cfpo-verl {name}: {error}", err=True)
-            raise SystemExit(2) from None
+    try:
+        check_antlr_version()  # with a wrong one, importing Hydra or OmegaConf fails unreadably
+    except UnsupportedAntlrError as error:
+        typer.echo(f"cfpo-verl {name}: {error}", err=True)
+        raise SystemExit(2) from None
+    entry = COMMANDS[name]
     module = import_module(entry.module)
     loaded = get_command(getattr(module, "app", None) or getattr(module, name))
     loaded.name = name
