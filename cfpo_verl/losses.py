@@ -164,7 +164,7 @@ def cfpo_token_loss(
     clip; a token beyond that point is pulled back rather than ignored. Its gradient with respect to log_prob is
     -A * r * (1 - sign(A) * (r - 1) / epsilon).
 
-    With `tail_start` the parabola (r - 1)**2 / 2 goes on as the straight line t * |r - 1| - t**2 / 2 beyond
+    With `tail_start` the parabola (r - 1)**2 / 2 continues as the straight line t * |r - 1| - t**2 / 2 beyond
     |r - 1| = t. The gradient of an outlier then grows like r and no longer like r**2.
 
     Log-ratios are held at +-`MAX_LOG_RATIO`. Beyond it a value stays what it is there. The gradient is zero above the
