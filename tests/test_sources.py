@@ -366,6 +366,7 @@ def test_batches_change_nothing(tmp_path, monkeypatch):
     assert rows_of(first) == rows_of(whole)[:12]
 
 
+@pytest.mark.stack
 def test_ray_gives_the_same_rows_and_the_same_account(tmp_path, monkeypatch):
     """Several row groups and batches, with repeated, contradicting and unusable rows among them."""
     for module in ("reading", "extracting", "prepare"):
