@@ -46,4 +46,6 @@ def test_it_lacks_only_files_and_packages(file, monkeypatch):
     monkeypatch.setattr(doctor, "CHECKS", tuple(check for check in doctor.CHECKS if check.name != "plugin"))
     found = doctor.examine(read_config(file, []), elsewhere=True)
     assert {finding.check for finding in doctor.failures(found)} <= {"data", "model", "hub", "packages"}
-    assert {"verl's rules", "combinations", "loss options"} <= {it.check for it in found if it.status == "ok"}
+    assert {"values", "verl's rules", "loss options", "batches", "layout"} <= {
+        it.check for it in found if it.status == "ok"
+    }
