@@ -150,6 +150,12 @@ def test_a_table_shows_messages_as_they_are():
     assert text.getvalue().endswith("1 failed, 0 warning, 0 ok\n")
 
 
+def test_a_table_shows_a_long_path_whole():
+    text = io.StringIO()
+    report.print_table([Finding("failed", "x" * 200, "Choose another one", "paths")], text)
+    assert text.getvalue().count("x") == 200
+
+
 def test_doctor_by_hand(run_script, tmp_path, arithmetic_files, model):
     train_file, val_file = arithmetic_files
     overrides = [

@@ -22,7 +22,9 @@ def print_table(findings: Sequence[Finding], file: TextIO) -> None:
     for finding in findings:
         # As Text, so that brackets in a message are not taken for markup.
         status = Text(finding.status, style=_STYLES[finding.status])
-        table.add_row(status, Text(finding.check), Text(finding.found), Text(finding.way_out))
+        # Folded, because a path or an interpolation may be longer than the column.
+        found, way_out = (Text(text, overflow="fold") for text in (finding.found, finding.way_out))
+        table.add_row(status, Text(finding.check), found, way_out)
     console.print(table)
     console.print(summary(findings), highlight=False)
 
