@@ -281,6 +281,7 @@ def test_what_is_not_covered_is_refused_by_name(overrides, message):
 
 
 def test_separate_engines_leave_the_trainers_gpus_alone():
-    run = read_run(verl_config("actor_rollout_ref.rollout.nnodes=1", "actor_rollout_ref.rollout.n_gpus_per_node=4"))
+    separate = ["trainer.v1.trainer_mode=separate_async", "actor_rollout_ref.rollout.nnodes=1"]
+    run = read_run(verl_config(*separate, "actor_rollout_ref.rollout.n_gpus_per_node=4"))
     assert (run.gpus, run.rollout.gpus) == (12, 4)
     assert set(bytes_of(run, "rollout")) == {"engine weights", "kv cache", "engine reserve", "reserve"}

@@ -310,7 +310,7 @@ def check_filter_groups(config: DictConfig) -> Iterator[Finding]:
     if groups.max_num_gen_batches > 0:
         yield warning(
             f"algorithm.filter_groups.max_num_gen_batches={groups.max_num_gen_batches} is ignored by verl's default "
-            "trainer: generation goes on until the batch is full",
+            "trainer: generation continues until the batch is full",
             "Limit what is generated at once with algorithm.filter_groups.max_inflight_gen_batches",
         )
 

@@ -45,7 +45,7 @@ def check_run_dir(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_checkpoints(config: DictConfig) -> Iterator[Finding]:
-    """Check that checkpoints are written, and say from which step a run would go on."""
+    """Check that checkpoints are written, and report the step that a run would resume from."""
     trainer, actor = config.trainer, config.actor_rollout_ref.actor
     if actor.checkpoint.async_save:
         yield failed(
