@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from cfpo_verl.errors import UserError, first_line, last_line  # noqa: F401
+from cfpo_verl.errors import UserError
 
 # Columns of a table where no terminal says how wide it is.
 WIDTH = 160

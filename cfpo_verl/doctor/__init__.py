@@ -4,10 +4,12 @@
 """
 
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from omegaconf import DictConfig
@@ -135,10 +137,13 @@ def _make(check: Check, config: DictConfig) -> list[Finding]:
     try:
         found = list(check.find(config)) or [ok("")]
     except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
         found = [
             failed(
-                f"could not be checked ({type(error).__name__}: {error})",
-                "Usually a value of the wrong type: see the other failures and --cfg job",
+                f"could not be checked ({type(error).__name__}: {error}, in {Path(place.filename).name} line "
+                f"{place.lineno})",
+                "Usually a value of the wrong type: see the other failures and --cfg job. If the values are right, this "
+                "is a bug in cfpo_verl: please report it",
             )
         ]
     return [replace(finding, check=check.name) for finding in found]

@@ -20,8 +20,8 @@ from cfpo_verl.doctor.machine import (
     judge_visible_devices,
 )
 from cfpo_verl.doctor.model import is_folder, model_path
+from cfpo_verl.errors import first_line
 from cfpo_verl.files import nearest_folder
-from cfpo_verl.terminal import first_line
 
 # Importing verl takes 5 to 20 s on a node, and longer from a slow shared file system.
 _NODE_TIMEOUT_S = 120.0

@@ -16,10 +16,9 @@ from cfpo_verl.data_sources import data_source
 from cfpo_verl.demands import data_files
 from cfpo_verl.doctor.finding import Finding, failed, failed_with, ok, warning
 from cfpo_verl.doctor.model import local_folder
-from cfpo_verl.errors import UserError
+from cfpo_verl.errors import UserError, first_line
 from cfpo_verl.rewards import REWARD_KWARGS, canary, unfit_gold
 from cfpo_verl.rewards import close as close_rewards
-from cfpo_verl.terminal import first_line
 
 OUR_REWARD = "pkg://cfpo_verl.rewards"
 # About 7 s for gold answers, and 2 s for tokenizing. Of larger files, evenly spaced rows are checked.

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from cfpo_verl.doctor.finding import Finding, failed, ok, warning
-from cfpo_verl.terminal import first_line
+from cfpo_verl.errors import first_line
 
 _HUB_TIMEOUT_S = 5.0
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")

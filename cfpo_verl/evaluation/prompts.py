@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cfpo_verl.errors import first_line
 from cfpo_verl.evaluation.sets import EvaluationError
-from cfpo_verl.terminal import first_line
 
 
 @dataclass(frozen=True)

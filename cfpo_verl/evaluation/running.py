@@ -17,7 +17,7 @@ import pandas as pd
 from cfpo_verl.config_groups import platform_env
 from cfpo_verl.cpu.vllm_metadata import is_installed
 from cfpo_verl.data_prep.writing import sha256
-from cfpo_verl.errors import UserError
+from cfpo_verl.errors import UserError, last_line
 from cfpo_verl.evaluation import models, scoring, store, summary
 from cfpo_verl.evaluation.engine import EngineSettings, Progress, Request, generate_here, generate_on_cluster
 from cfpo_verl.evaluation.foreign import read_responses
@@ -29,7 +29,6 @@ from cfpo_verl.export.checkpoints import lookup
 from cfpo_verl.processes import ending_what_it_starts
 from cfpo_verl.rewards.workers import Limits
 from cfpo_verl.run_dir import package_versions
-from cfpo_verl.terminal import last_line
 
 FORMAT = 1
 # For models that do not come from a run.

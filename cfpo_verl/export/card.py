@@ -71,6 +71,7 @@ def write_card(
 
     config = run_config(checkpoint.run_dir) if checkpoint.run_dir else {}
     base_model = lookup(config, "actor_rollout_ref.model.path")
+    train_files = lookup(config, "data.train_files", [])
     results = [
         EvalResult("text-generation", name, name, metric, round(numbers["value"], 4))
         for evaluation in evaluations
@@ -100,7 +101,10 @@ def write_card(
         responses=lookup(config, "actor_rollout_ref.rollout.n"),
         learning_rate=lookup(config, "actor_rollout_ref.actor.optim.lr"),
         seed=lookup(config, "seed"),
-        data=[_data_file(path, checkpoint.run_dir) for path in lookup(config, "data.train_files", [])],
+        data=[
+            _data_file(path, checkpoint.run_dir)
+            for path in ([train_files] if isinstance(train_files, str) else train_files)
+        ],
         evaluations=[_table(evaluation) for evaluation in evaluations],
         prompt=PROMPT,
         dtype=weights_dtype(folder),
