@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import skip_unless_ci
+from typer.testing import CliRunner
 
 from cfpo_verl import config_groups, sites, train
+from cfpo_verl.errors import UserError
+from cfpo_verl.files import FileError
 from cfpo_verl.sites import JobError
 from cfpo_verl.slurm import client, jobs, wait
 from cfpo_verl.slurm import cluster as clusters
@@ -144,13 +147,13 @@ def test_options_of_sbatch():
     [
         ({"gpu_request": "gpus"}, "gpu_request='gpus': choose one of gpus-per-node, gres, none"),
         ({"container": Container("docker", "x")}, "runtime='docker': choose one of none, pyxis, apptainer"),
-        ({"container": Container("pyxis")}, "an image and a runtime go together"),
-        ({"container": Container("none", "x.sif")}, "an image and a runtime go together"),
-        ({"time": "86400"}, "time='86400': SLURM wants [days-]hours:minutes:seconds"),
+        ({"container": Container("pyxis")}, "set both an image and a runtime, or neither"),
+        ({"container": Container("none", "x.sif")}, "set both an image and a runtime, or neither"),
+        ({"time": "86400"}, "time='86400': use [days-]hours:minutes:seconds"),
         ({"time": "1 hour"}, "in quotes in YAML"),
         ({"network_interface": "ib0; rm"}, "give the name of a network interface"),
-        ({"cpus_per_node": 0}, "give a number above 0, or null"),
-        ({"exclusive": False}, "SLURM would give one CPU. Set cpus_per_node"),
+        ({"cpus_per_node": 0}, "give a number above 0, or null for all CPUs"),
+        ({"exclusive": False}, "SLURM would allocate only one CPU. Set cluster.cpus_per_node"),
         ({"max_requeues": -1}, "give 0 (never) or more"),
         ({"max_parallel_jobs": 0}, "give 1 or more"),
         ({"nodes_deadline_s": 0}, "give seconds above 0"),
@@ -158,10 +161,10 @@ def test_options_of_sbatch():
         ({"scratch_dir": "scratch"}, "give an absolute path of at most 20 characters"),
         ({"scratch_dir": "/local/scratch/of/the/node"}, "give an absolute path of at most 20 characters"),
         ({"shared_dir": "shared"}, "shared_dir='shared': give an absolute path"),
-        ({"environment": {"A-B": "1"}}, "environment.A-B: not a name of an environment variable"),
-        ({"environment": {"A": "1\n2"}}, "has a line break"),
-        ({"partition": "gpu\n#SBATCH --wrap=x"}, "has a line break"),
-        ({"sbatch": ["exclude=n1"]}, "must begin with --"),
+        ({"environment": {"A-B": "1"}}, "environment.A-B: not a valid name of an environment variable"),
+        ({"environment": {"A": "1\n2"}}, "contains a line break"),
+        ({"partition": "gpu\n#SBATCH --wrap=x"}, "contains a line break"),
+        ({"sbatch": ["exclude=n1"]}, "options of sbatch begin with --"),
     ],
 )
 def test_facts_without_sense_are_refused(change, words):
@@ -174,9 +177,9 @@ def test_facts_without_sense_are_refused(change, words):
     ("run_dir", "facts", "words"),
     [
         ("/home/me/run", {"shared_dir": "/shared"}, "is not in cluster.shared_dir=/shared"),
-        ("/shared/100%", {}, "would read '%'"),
+        ("/shared/100%", {}, "would interpret '%'"),
         ("/shared/a'b", {}, "Choose another name"),
-        ("/tmp/run", {}, "which each node has for itself"),
+        ("/tmp/run", {}, "which is local to each node"),
     ],
 )
 def test_folders_that_nodes_would_not_share_are_refused(run_dir, facts, words):
@@ -188,20 +191,67 @@ def test_folders_that_nodes_would_not_share_are_refused(run_dir, facts, words):
 
 def test_unknown_keys_are_refused_with_what_was_meant(site):
     for text, words in {
-        "partitoin: gpu": "cluster.partitoin: there is no such key. Did you mean partition?",
-        "container: {imag: x}": "cluster.container.imag: there is no such key. Did you mean image?",
+        "partitoin: gpu": "cluster.partitoin: unknown key. Did you mean partition?",
+        "container: {imag: x}": "cluster.container.imag: unknown key. Did you mean image?",
         "max_requeues: many": "cluster.max_requeues: Value 'many'",
     }.items():
         with pytest.raises(JobError) as refusal:
             jobs.plan(["experiment=gsm8k_1gpu", "cluster=mysite", "run_dir=/shared/a"], site(text), False)
         assert words in str(refusal.value)
-    with pytest.raises(JobError, match=r"cluster\.tim: there is no such key\. Did you mean time"):
+    with pytest.raises(JobError, match=r"cluster\.tim: unknown key\. Did you mean time"):
         jobs.plan(["experiment=gsm8k_1gpu", "cluster=mysite", "cluster.tim=1:00:00"], site(""), False)
-    with pytest.raises(JobError, match=r"there: mysite"):
+    with pytest.raises(JobError, match=r"found: mysite"):
         jobs.plan(["experiment=gsm8k_1gpu", "cluster=other"], site(""), False)
     with pytest.raises(JobError, match="no cluster is chosen"):
         jobs.plan(["experiment=gsm8k_1gpu"], site(""), False)
     sites.check_key(clusters.GROUP, "container.mounts")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("partition: gpu\nsetup: [a", "line 2: not valid YAML"),
+        ("time: '1:00:00'\ntime: '2:00:00'", "line 2: not valid YAML (found duplicate key time)"),
+        ("partition: \x01", "not valid YAML (unacceptable character"),
+        ("- partition", "not a mapping of keys to values"),
+        ("5", "cannot be read"),
+        ("container: x", "cluster.container: Merge error"),
+        ("environment: [a]", "cluster.environment: Cannot merge"),
+    ],
+)
+def test_errors_of_a_site_file_name_it(site, text, words):
+    folder = site(text)
+    with pytest.raises(UserError) as error:
+        jobs.plan(["experiment=gsm8k_1gpu", "cluster=mysite", "run_dir=/shared/a"], folder, False)
+    assert str(error.value).startswith(f"{folder}/cluster/mysite.yaml: {words}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+cluster.environment={A: {B: 1}}"], "cluster.environment.A={'B': 1}: give a text"),
+        (["cluster.container.mounts=[null]"], "cluster.container.mounts[0]: "),
+        (["run_dir=null"], "run_dir is not set"),
+        (["~run_dir"], "Key 'run_dir' is not in struct"),
+        (["run_dir=${nothing}"], "'nothing' not found"),
+        (["~trainer.nnodes"], "Key 'nnodes' is not in struct"),
+        (["trainer.experiment_name=${nothing}"], "'nothing' not found"),
+        (["data.seed=${nothing}"], "'nothing' not found"),
+        (["trainer.n_gpus_per_node=0"], "trainer.n_gpus_per_node=0: give a whole number above 0"),
+        (["trainer.nnodes=many"], "trainer.nnodes=many: give a whole number above 0"),
+        (["ray_kwargs.ray_init=null"], "ray_kwargs.ray_init=null: give a mapping"),
+        (["seed=[0"], "no viable alternative at input '[0'"),
+        (["algo=glob(*)"], "algo=glob(*): ConfigLoader is not set. List the values"),
+    ],
+)
+def test_overrides_that_cannot_be_used_are_errors_of_the_users(site, tmp_path, overrides, words):
+    run_dir = [] if "run_dir" in overrides[0] else [f"run_dir={tmp_path}/run"]
+    arguments = ["experiment=gsm8k_1gpu", "cluster=mysite", *run_dir, *overrides]
+    multirun = overrides[0].startswith(("seed", "algo"))
+    with pytest.raises(UserError) as error:
+        jobs.write(*jobs.plan(arguments, site("scratch_dir: /local"), multirun))
+    assert words in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["cluster"]
 
 
 def test_unquoted_time_is_not_taken_for_minutes(site):
@@ -233,11 +283,60 @@ def test_a_folder_is_used_again_once_its_job_has_ended(site, tmp_path, monkeypat
     script = jobs.write(*made).read_text()
     jobs.note_submitted(made[1], made[2], "7")
     monkeypatch.setattr(client, "state_if_active", {"7": "PENDING"}.get)
-    with pytest.raises(JobError, match=r"its job 7 is PENDING.*Choose another run_dir, or end it"):
+    with pytest.raises(JobError, match=r"its job 7 is PENDING.*Choose another run_dir, or cancel"):
         jobs.write(*made)
     assert (tmp_path / "run" / "slurm" / "job.sbatch").read_text() == script
     monkeypatch.setattr(client, "state_if_active", {}.get)
     jobs.write(*made)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"job_id": "6"}\n{"job_', "line 2: not the record of a job"),
+        ('{"job_id": "6"}\n[7]', "line 2: not the record of a job"),
+        ('{"id": "6"}', "line 1: not the record of a job"),
+        ("", "line 1: not the record of a job"),
+        (b"\xff", "cannot be read: not UTF-8 text"),
+    ],
+)
+def test_broken_records_of_jobs_are_named(tmp_path, content, words):
+    path = tmp_path / "slurm" / "jobs.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
+        jobs.last_job(tmp_path)
+    assert str(error.value).startswith(f"{path}: {words}")
+
+
+def test_broken_lists_of_points_are_named(tmp_path):
+    path = tmp_path / "slurm" / "points.txt"
+    path.parent.mkdir()
+    path.write_text("")
+    with pytest.raises(JobError, match=r"points\.txt: lists no run folder"):
+        jobs.run_dirs_of(tmp_path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(FileError, match=r"points\.txt: cannot be read: not UTF-8"):
+        jobs.run_dirs_of(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(site, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    arguments = ["experiment=gsm8k_1gpu", "cluster=mysite", f"run_dir={tmp_path}/taken/run"]
+    made = jobs.plan(arguments, site("scratch_dir: /local"), False)
+    with pytest.raises(FileError, match=r"taken/run.*: cannot be written \(Not a directory\)"):
+        jobs.write(*made)
+    with pytest.raises(FileError, match=r"taken/run/slurm/jobs\.jsonl: cannot be written"):
+        jobs.note_submitted(made[1], made[2], "7")
+
+
+def test_an_attempt_without_logs_is_an_error(run_cli, tmp_path):
+    """`tail` without files would wait for standard input."""
+    (tmp_path / "run" / "slurm" / "job-7" / "attempt-0").mkdir(parents=True)
+    (tmp_path / "run" / "slurm" / "config.yaml").touch()
+    result = run_cli("slurm", "logs", "run")
+    assert result.returncode == 2
+    assert "run: no logs yet" in result.stderr
 
 
 def test_points_of_a_sweep_must_be_alike(site):
@@ -283,9 +382,32 @@ def test_template_of_the_users_own(run_cli, tmp_path, site):
     shutil.rmtree(tmp_path / "run")
     result = run_cli(*command, "mine.j2")
     assert result.returncode == 2
-    assert "template mine.j2: UndefinedError: 'nothing' is undefined" in result.stderr
+    assert "mine.j2: line 1: UndefinedError: 'nothing' is undefined" in result.stderr
     assert not (tmp_path / "run").exists()
-    assert "TemplateNotFound" in run_cli(*command, "other.j2").stderr
+    missing = run_cli(*command, "other.j2")
+    assert missing.returncode == 2
+    assert "other.j2: cannot be read (No such file or directory)" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a\n{% block driver %}", "line 2: TemplateSyntaxError: Unexpected end of template"),
+        ("a\nb\n{{ 1 // 0 }}", "line 3: ZeroDivisionError"),
+        ('{% extends "job.sbatch.j2" %}\n{% block driver %}\n{{ cluster.nothing }}{% endblock %}', "line 3: Undefined"),
+        ('{% include "absent.j2" %}', "line 1: TemplateNotFound: absent.j2"),
+    ],
+)
+def test_errors_of_a_template_name_its_line(tmp_path, text, words):
+    template = tmp_path / "mine.j2"
+    template.write_text(text)
+    job = jobs.Job("name", Path("/r"), Path("/w"), 1, 8, True, None, {})
+    with pytest.raises(JobError) as error:
+        render(Cluster(), job, template)
+    assert f"{template}: {words}" in str(error.value)
+    template.write_bytes(b"\xff")
+    with pytest.raises(FileError, match=r"mine\.j2: cannot be read: not UTF-8"):
+        render(Cluster(), job, template)
 
 
 def test_submit_refuses_before_anything_is_written(run_cli, tmp_path, site):
@@ -299,10 +421,18 @@ def test_submit_refuses_before_anything_is_written(run_cli, tmp_path, site):
 
 
 def test_errors_of_the_other_commands(run_cli, tmp_path):
-    for command in ("status", "logs", "cancel"):
+    (tmp_path / "empty").mkdir()
+    for command, words in {
+        "status": "empty: no job was submitted for this folder (empty/slurm/jobs.jsonl is missing)",
+        "logs": "empty: no job was rendered in this folder (empty/slurm/config.yaml is missing)",
+        "cancel": "empty: no job was submitted for this folder",
+    }.items():
         result = run_cli("slurm", command, "nowhere")
         assert result.returncode == 2
-        assert "nowhere" in result.stderr
+        assert "Invalid value for 'RUN_DIR': dir 'nowhere' does not exist." in result.stderr
+        result = run_cli("slurm", command, "empty")
+        assert result.returncode == 2
+        assert f"cfpo-verl slurm {command}: {words}" in result.stderr
     assert "cluster facts" not in run_cli("slurm", "example").stderr
     assert "stop_before_end_s: 900" in run_cli("slurm", "example").stdout
 
@@ -330,5 +460,16 @@ def test_waiting_ends_when_nothing_is_missing_and_names_what_is():
     node = {"Alive": True, "Labels": {wait.HOST_LABEL: "n1"}, "Resources": {"GPU": 8.0}}
     answers = iter([None, [node], [node, {**node, "Labels": {wait.HOST_LABEL: "n2"}}]])
     assert wait.wait(["n1", "n2"], 8, 60, lambda: next(answers)) == []
-    assert wait.wait(["n1", "n2"], 8, 0, lambda: [node]) == ["n2 (not there)"]
-    assert wait.missing(["n1"], 8, [{**node, "Alive": False}]) == ["n1 (not there)"]
+    assert wait.wait(["n1", "n2"], 8, 0, lambda: [node]) == ["n2 (not joined)"]
+    assert wait.missing(["n1"], 8, [{**node, "Alive": False}]) == ["n1 (not joined)"]
+
+
+def test_waiting_ends_with_the_status_that_the_batch_script_knows(monkeypatch):
+    node = {"Alive": True, "Labels": {wait.HOST_LABEL: "n1"}, "Resources": {"GPU": 8.0}}
+    monkeypatch.setattr(wait, "_ask_ray", lambda: [node])
+    arguments = ["--gpus-per-node", "8", "--deadline-s", "0", "n1"]
+    result = CliRunner().invoke(wait.app, arguments)
+    assert (result.exit_code, result.output) == (0, "all 1 nodes have joined, with 8 GPUs each\n")
+    result = CliRunner().invoke(wait.app, [*arguments, "n2"])
+    assert result.exit_code == 69
+    assert result.output.startswith("1 of 2 nodes have not joined within 0 s: n2 (not joined). Their logs are")

@@ -245,7 +245,7 @@ def test_a_job_that_may_not_queue_itself_again_says_so(ray_only, cluster):
     job = ray_only["spent"]
     ended = cluster.job(job.id)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "75:0", "0"), job.logs()
-    assert "Not queued again: max_requeues=0 is reached. Submit again to go on" in job.log("job.txt")
+    assert "Not requeued: max_requeues=0 is reached. Submit again to continue" in job.log("job.txt")
 
 
 def test_a_cancelled_job_ends_all_that_it_started(ray_only, cluster):
@@ -258,13 +258,13 @@ def test_a_node_that_never_comes_up_is_named_at_the_deadline(ray_only, cluster):
     job = ray_only["absent"]
     ended = cluster.job(job.id)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "69:0", "0"), job.logs()
-    assert "1 of 2 nodes have not joined within 30 s: n2 (not there)" in job.log("job.txt")
+    assert "1 of 2 nodes have not joined within 30 s: n2 (not joined)" in job.log("job.txt")
 
 
 def test_the_folder_of_a_job_that_has_not_ended_is_left_alone(ray_only):
     refused, job = ray_only["refused"], ray_only["cancelled"]
     assert refused.returncode == 2
-    assert re.search(rf"its job {job.id} is RUNNING, and would read what is written now", refused.stderr)
+    assert re.search(rf"its job {job.id} is RUNNING, and would read the new files", refused.stderr)
 
 
 def test_a_node_that_cannot_start_ray_fails_the_job_at_once(ray_only, cluster):
@@ -369,8 +369,9 @@ def test_a_signal_saves_and_requeues_and_a_lost_node_is_survived(undisturbed, cl
     job.wait_until(lambda: steps(1) >= 1, 300, "a first step")
     cluster.run("scancel", "--batch", "--signal=USR1", job.id)
     job.wait_until(lambda: job.log("driver.txt", 1) != "", 120, "a second attempt")
-    assert "the run is asked to save and stop" in job.log("job.txt")
-    assert "the run has saved and stopped, as asked. Queued again (1 of at most 20 times)" in job.log("job.txt")
+    assert "asking the run to save and stop" in job.log("job.txt")
+    requeued = "the run has saved a checkpoint and stopped as requested. Requeued (1 of at most 20 times)"
+    assert requeued in job.log("job.txt")
     saved = steps(1)
     assert saved < 4
     assert [path.name for path in (run_dir / "checkpoints").glob("global_step_*")] == [f"global_step_{saved}"]
@@ -379,9 +380,9 @@ def test_a_signal_saves_and_requeues_and_a_lost_node_is_survived(undisturbed, cl
     [raylet] = [process for process in cluster.processes("n2") if Path(process.cmdline()[0]).name == "raylet"]
     killed = time.monotonic()
     raylet.send_signal(signal.SIGKILL)
-    job.wait_until(lambda: "Queued again (2 of" in job.log("job.txt", 1), 90, "the loss of the node")
+    job.wait_until(lambda: "Requeued (2 of" in job.log("job.txt", 1), 90, "the loss of the node")
     assert time.monotonic() - killed < 60
-    assert "node n2 was lost while the run went on" in job.log("job.txt", 1)
+    assert "node n2 was lost during the run" in job.log("job.txt", 1)
 
     ended = job.end(400)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), job.logs()

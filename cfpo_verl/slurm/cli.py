@@ -1,4 +1,4 @@
-"""`cfpo-verl slurm`: render, submit, look after and cancel jobs."""
+"""`cfpo-verl slurm`: render, submit, monitor and cancel jobs."""
 
 import os
 import sys
@@ -10,6 +10,7 @@ import typer
 
 from cfpo_verl import doctor
 from cfpo_verl.doctor import report
+from cfpo_verl.files import FileError
 from cfpo_verl.progress import describe
 from cfpo_verl.run_dir import RunDirError, read_metrics
 from cfpo_verl.sites import JobError
@@ -39,8 +40,11 @@ Multirun = Annotated[
     bool,
     typer.Option("--multirun", help="Make a job array with one job per combination, as in seed=0,1 algo=cfpo,grpo."),
 ]
-Folder = Annotated[Path, typer.Argument(help="Run folder, or folder of a sweep.", metavar="RUN_DIR")]
-_ANYTHING = {"ignore_unknown_options": True}  # such as ~key
+Folder = Annotated[
+    Path,
+    typer.Argument(help="Run folder, or folder of a sweep.", metavar="RUN_DIR", exists=True, file_okay=False),
+]
+_ANYTHING = {"ignore_unknown_options": True}  # leaves overrides to Hydra
 
 
 @app.command(epilog=epilog("mkdir -p cluster && cfpo-verl slurm example > cluster/mysite.yaml"))
@@ -99,10 +103,10 @@ def submit(
     typer.echo(job_id)
     try:
         jobs.note_submitted(home, runs, job_id)
-    except OSError as error:
-        raise QueueError(f"job {job_id} is queued, but could not be recorded in its folder: {error}") from error
-    for what in ("status", "logs -f", "cancel"):
-        typer.echo(f"cfpo-verl slurm {what} {home}", err=True)
+    except FileError as error:
+        raise QueueError(f"job {job_id} is queued, but could not be recorded: {error}") from error
+    for command in ("status", "logs -f", "cancel"):
+        typer.echo(f"cfpo-verl slurm {command} {home}", err=True)
 
 
 @app.command(epilog=epilog("cfpo-verl slurm status runs/math_8gpu_cfpo"))
@@ -119,14 +123,14 @@ def status(folder: Folder) -> None:
             f"attempt {int(job.get('Restarts', 0)) + 1}, exit status {job['ExitCode'].split(':')[0]}"
         )
     if not known:
-        typer.echo(f"job {job_id}: SLURM no longer knows it, so it ended some time ago")
+        typer.echo(f"job {job_id}: no longer known to SLURM, so it ended some time ago")
     for run_dir in jobs.run_dirs_of(folder):
         try:
             step, values = list(read_metrics(run_dir).items())[-1]
             typer.echo(f"{run_dir.name}: {describe(step, values)}")
         except RunDirError:
             typer.echo(f"{run_dir.name}: no step yet")
-        if last := jobs.last_words(run_dir):
+        if last := jobs.last_log_line(run_dir):
             typer.echo(f"  {last}")
 
 
@@ -141,7 +145,8 @@ def logs(
     These are the logs of the job, of the driver, and of Ray on each node.
     """
     found = [file for run_dir in jobs.run_dirs_of(folder) for file in sorted(jobs.logs_of(run_dir).glob("*.txt"))]
-    # The familiar tool, in place of this process.
+    if not found:  # tail would read standard input
+        raise JobError(f"{folder}: no logs yet; see `cfpo-verl slurm status {folder}`")
     os.execvp("tail", ["tail", "-n", str(lines), *(["-F"] if follow else []), *map(str, found)])
 
 
@@ -149,7 +154,7 @@ def logs(
 def cancel(folder: Folder) -> None:
     """Cancel the job of a run folder.
 
-    To save a checkpoint first, use `touch RUN_DIR/stop_requested`: the job saves, ends and queues itself again.
+    To save a checkpoint first, use `touch RUN_DIR/stop_requested`: the job saves, ends and requeues itself.
     """
     job_id = jobs.last_job(folder)
     client.cancel(job_id)

@@ -1,4 +1,4 @@
-"""SLURM's own commands."""
+"""Calls of SLURM's commands."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ _ENDED = {
 
 
 class QueueError(JobError):
-    """SLURM refused a job that was ready, or took it and something failed afterwards."""
+    """SLURM rejected a checked job, or queued it and a later step failed."""
 
     exit_status = 1
 
@@ -22,7 +22,7 @@ class QueueError(JobError):
 def _run(command: Sequence[str | Path]) -> str:
     program = str(command[0])
     if shutil.which(program) is None:
-        raise JobError(f"there is no {program} here. Run this where SLURM's commands are, such as a login node")
+        raise JobError(f"{program} is not installed here. Run this where SLURM's commands are, such as a login node")
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     if result.returncode:
         raise JobError(f"{program}: {(result.stderr or result.stdout).strip()}")
@@ -30,10 +30,10 @@ def _run(command: Sequence[str | Path]) -> str:
 
 
 def submit(script: Path) -> str:
-    """Hand a script to sbatch and return the job's id.
+    """Submit a script with sbatch and return the job's id.
 
     Raises:
-        QueueError: If sbatch is missing or refuses it.
+        QueueError: If sbatch is missing or rejects the script.
     """
     try:
         answer = _run(["sbatch", "--parsable", script])
@@ -43,7 +43,11 @@ def submit(script: Path) -> str:
 
 
 def states(job_id: str) -> list[dict[str, str]]:
-    """Return what SLURM knows of a job, or of each job of an array; nothing once it has forgotten them."""
+    """Return scontrol's fields for a job, or for each job of an array; empty once SLURM has purged the job.
+
+    Raises:
+        JobError: If scontrol is missing or fails.
+    """
     try:
         shown = _run(["scontrol", "show", "job", "--oneliner", job_id])
     except JobError as error:
@@ -54,7 +58,7 @@ def states(job_id: str) -> list[dict[str, str]]:
 
 
 def state_if_active(job_id: str) -> str | None:
-    """Return the state of a job that has not ended; None if it has, or if SLURM cannot be asked here."""
+    """Return the state of a job that has not ended; None if it has ended, or if there is no scontrol here."""
     if shutil.which("scontrol") is None:
         return None
     return next((job["JobState"] for job in states(job_id) if job["JobState"] not in _ENDED), None)
@@ -64,6 +68,6 @@ def cancel(job_id: str) -> None:
     """Cancel a job.
 
     Raises:
-        JobError: If scancel is missing or refuses.
+        JobError: If scancel is missing or fails.
     """
     _run(["scancel", job_id])

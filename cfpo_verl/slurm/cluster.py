@@ -1,4 +1,4 @@
-"""What a site says about its cluster, once, in a file of the config group `cluster`."""
+"""Facts about a site's SLURM cluster, from a file of the config group `cluster`."""
 
 import re
 from dataclasses import dataclass, field
@@ -9,19 +9,19 @@ from cfpo_verl.sites import JobError
 
 RUNTIMES = ("none", "pyxis", "apptainer")
 GPU_REQUESTS = ("gpus-per-node", "gres", "none")
-# Of SLURM's forms those that nobody misreads. Without quotes, YAML reads 24:00:00 as the number 86400, which SLURM
-# would take for minutes.
+# Only SLURM's unambiguous forms. Without quotes, YAML reads 24:00:00 as the number 86400, which SLURM takes as
+# minutes.
 _TIME = re.compile(r"\d+:\d{2}:\d{2}|\d+-\d+(:\d{2}(:\d{2})?)?")
 
 
 @dataclass
 class Container:
-    """The image that everything on the nodes runs in.
+    """The container that everything on the nodes runs in.
 
     Args:
         runtime: One of `RUNTIMES`.
-        image: What the runtime takes: docker://..., a path to a .sqsh or .sif file.
-        mounts: Folders that the container sees, as HOST:CONTAINER.
+        image: Image in a form the runtime accepts: docker://... or the path of a .sqsh or .sif file.
+        mounts: Additional mounts, as HOST:CONTAINER.
     """
 
     runtime: str = "none"
@@ -31,7 +31,7 @@ class Container:
 
 @dataclass
 class Cluster:
-    """Facts about a SLURM cluster. hydra_configs/cluster/example.yaml explains each key to those who fill it in."""
+    """Facts about a SLURM cluster. hydra_configs/cluster/example.yaml explains each key."""
 
     partition: str | None = None
     account: str | None = None
@@ -59,7 +59,7 @@ class Cluster:
 
 
 def check(cluster: Cluster) -> list[str]:
-    """Return a line for each value that makes no sense, with the rule and the way out."""
+    """Return one message for each invalid value, with the rule and the way out."""
     container = cluster.container
     rules: list[tuple[bool, str]] = [
         (
@@ -72,13 +72,12 @@ def check(cluster: Cluster) -> list[str]:
         ),
         (
             bool(container.image) == (container.runtime != "none"),
-            f"cluster.container.image={container.image!r} with runtime={container.runtime!r}: an image and a runtime "
-            "go together, give both or none",
+            f"cluster.container.image={container.image!r} with runtime={container.runtime!r}: set both an "
+            "image and a runtime, or neither",
         ),
         (
             _TIME.fullmatch(cluster.time) is not None,
-            f"cluster.time={cluster.time!r}: SLURM wants [days-]hours:minutes:seconds, for example 24:00:00, in quotes "
-            "in YAML",
+            f"cluster.time={cluster.time!r}: use [days-]hours:minutes:seconds, for example 24:00:00, in quotes in YAML",
         ),
         (
             cluster.network_interface is None or sites.INTERFACE.fullmatch(cluster.network_interface) is not None,
@@ -87,11 +86,12 @@ def check(cluster: Cluster) -> list[str]:
         ),
         (
             cluster.cpus_per_node is None or cluster.cpus_per_node > 0,
-            f"cluster.cpus_per_node={cluster.cpus_per_node}: give a number above 0, or null for all of the node",
+            f"cluster.cpus_per_node={cluster.cpus_per_node}: give a number above 0, or null for all CPUs of the node",
         ),
         (
             cluster.cpus_per_node is not None or cluster.exclusive,
-            "cluster.cpus_per_node=null with exclusive=false: SLURM would give one CPU. Set cpus_per_node",
+            "cluster.cpus_per_node=null with exclusive=false: SLURM would allocate only one CPU. Set "
+            "cluster.cpus_per_node",
         ),
         (
             cluster.max_requeues >= 0,
@@ -113,7 +113,7 @@ def check(cluster: Cluster) -> list[str]:
         (
             cluster.scratch_dir.startswith("/") and len(cluster.scratch_dir) <= 20,
             f"cluster.scratch_dir={cluster.scratch_dir!r}: give an absolute path of at most 20 characters on the "
-            "node itself; Ray's sockets lie in it, and Linux allows them 107 characters",
+            "node's own disk; it contains Ray's sockets, whose paths Linux limits to 107 characters",
         ),
         (
             cluster.shared_dir is None or cluster.shared_dir.startswith("/"),
@@ -122,11 +122,11 @@ def check(cluster: Cluster) -> list[str]:
     ]
     problems = [message for holds, message in rules if not holds]
     problems += [
-        f"cluster.environment.{name}: not a name of an environment variable"
+        f"cluster.environment.{name}: not a valid name of an environment variable"
         for name in cluster.environment
         if not sites.VARIABLE.fullmatch(name)
     ]
-    # Each becomes a line of the script; a second line would be a command of its own, or be lost.
+    # Each value becomes one line of the script; a second line would run as a separate command, or be lost.
     lines: list[tuple[str, list[str]]] = [
         *((name, [str(getattr(cluster, name) or "")]) for name in _ONE_LINE),
         *((name, getattr(cluster, name)) for name in ("sbatch", "modules", "setup")),
@@ -134,13 +134,13 @@ def check(cluster: Cluster) -> list[str]:
         ("environment", list(cluster.environment.values())),
     ]
     problems += [
-        f"cluster.{name}: {value!r} has a line break; give one line for each value"
+        f"cluster.{name}: {value!r} contains a line break; each value must be one line"
         for name, values in lines
         for value in values
         if len(value.splitlines()) > 1
     ]
     problems += [
-        f"cluster.sbatch: {line!r} must begin with -- as an option of sbatch does, for example --mail-type=END"
+        f"cluster.sbatch: {line!r}: options of sbatch begin with --, for example --mail-type=END"
         for line in cluster.sbatch
         if not line.startswith("--")
     ]
@@ -154,24 +154,24 @@ GROUP = sites.Group("cluster", Cluster, "cfpo-verl slurm", check)
 
 
 def check_run_dir(cluster: Cluster, run_dir: Path) -> None:
-    """Refuse a run folder that the nodes do not share.
+    """Reject a run folder that the nodes do not share.
 
     Raises:
-        JobError: If it is outside of shared_dir, or has characters that sbatch cannot take.
+        JobError: If it is outside shared_dir, or contains characters that sbatch or the shell would interpret.
     """
     if cluster.shared_dir is not None and not run_dir.is_relative_to(cluster.shared_dir):
         raise JobError(
-            f"run_dir={run_dir} is not in cluster.shared_dir={cluster.shared_dir}, so the nodes would not all see it. "
+            f"run_dir={run_dir} is not in cluster.shared_dir={cluster.shared_dir}, so not every node can access it. "
             f"Choose run_dir={cluster.shared_dir}/..."
         )
-    # sbatch replaces %x by the job's name and the like in the names of its log files, and reads \ in them.
+    # In the names of its log files sbatch expands patterns such as %x and interprets backslashes.
     odd = sorted(set(str(run_dir)) & set("%\\\"'\n$`"))
     if odd:
         raise JobError(
-            f"run_dir={run_dir}: SLURM or the shell would read {' '.join(map(repr, odd))} in it. Choose another name"
+            f"run_dir={run_dir}: SLURM or the shell would interpret {' '.join(map(repr, odd))}. Choose another name"
         )
     if cluster.scratch_dir and run_dir.is_relative_to(cluster.scratch_dir) and cluster.shared_dir is None:
         raise JobError(
-            f"run_dir={run_dir} is in cluster.scratch_dir={cluster.scratch_dir}, which each node has for itself. "
+            f"run_dir={run_dir} is in cluster.scratch_dir={cluster.scratch_dir}, which is local to each node. "
             "Choose a run_dir on a file system that all nodes share, or set cluster.shared_dir if this one is"
         )

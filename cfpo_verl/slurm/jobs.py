@@ -1,31 +1,32 @@
-"""From overrides to a folder that sbatch can take, and from such a folder to its job.
+"""Write what a job needs into its run folder, and find the jobs and logs of a run folder.
 
-slurm/job.sbatch              the script; for a sweep in the sweep's folder
-slurm/config.yaml             the resolved config: what the job trains, whatever happens to the files it came from
+slurm/job.sbatch              the batch script; for a sweep, in the sweep's folder
+slurm/config.yaml             the resolved config that the job trains; later edits of its sources do not affect it
 slurm/manifest.json           overrides, versions, checksums
-slurm/jobs.jsonl              the jobs that were submitted
-slurm/slurm-<job>.txt         what SLURM itself says
+slurm/points.txt              the run folders of a sweep, in the sweep's folder
+slurm/jobs.jsonl              the submitted jobs
+slurm/slurm-<job>.txt         SLURM's own messages
 slurm/job-<job>/attempt-<n>/  logs: job.txt, driver.txt, ray-<node>.txt
 
-A folder may have had several jobs, and a job several attempts.
+A folder may have several jobs in succession, and a job several attempts.
 """
 
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from cfpo_verl import sites
-from cfpo_verl.composing import compose
+from cfpo_verl.composing import compose, explained
 from cfpo_verl.demands import worker_variables
-from cfpo_verl.files import write_atomically
+from cfpo_verl.files import reading, write_atomically, writing
 from cfpo_verl.run_dir import package_versions, point_dir
 from cfpo_verl.sites import JobError
 from cfpo_verl.slurm import client
@@ -43,10 +44,10 @@ class Run:
     """One run of a job.
 
     Args:
-        overrides: As they were given.
-        config: Composed, with an absolute run_dir, for a Ray cluster that is joined.
-        run_dir: Its folder.
-        ray_cpus: Logical CPUs of each node for Ray, None for those that the job has.
+        overrides: The overrides that compose it.
+        config: Composed config with an absolute run_dir, adapted to join a running Ray cluster.
+        run_dir: Run folder.
+        ray_cpus: Logical CPUs per node for Ray; None to use the CPUs allocated to the job.
     """
 
     overrides: Sequence[str]
@@ -56,101 +57,109 @@ class Run:
 
 
 def plan(overrides: Sequence[str], config_dir: Path, multirun: bool) -> tuple[Cluster, Path, list[Run]]:
-    """Compose what a job runs.
+    """Compose the config of every run of a job.
 
     Args:
         overrides: As for `cfpo-verl train`, with cluster=NAME and cluster.KEY=VALUE.
-        config_dir: Has a folder `cluster` with the site's own file.
-        multirun: Whether values that are lists make a run each.
+        config_dir: Folder that contains cluster/NAME.yaml.
+        multirun: Whether comma-separated values make one run per combination.
 
     Returns:
         The cluster, the folder of the script, and the runs: one, or the points of a sweep.
 
     Raises:
-        JobError: If the cluster or a folder does not fit.
-        ConfigError: If an override does not fit.
+        JobError: If the cluster facts or a run folder are invalid.
+        ConfigError: If an override is invalid.
     """
     sites.check_chosen(clusters.GROUP, overrides)
     points = _points(overrides) if multirun else [list(overrides)]
     runs: list[Run] = []
+    shapes = set()
     cluster: Cluster | None = None
     for point in points:
-        config = compose(sites.choose(clusters.GROUP, point, config_dir))
-        cluster = sites.read(clusters.GROUP, config)
-        varied = [override for override in point if override not in overrides]
-        run_dir = Path(config.run_dir).absolute()
-        if varied and not any(override.startswith("run_dir=") for override in varied):
-            run_dir = Path(point_dir(str(run_dir), varied))
-        clusters.check_run_dir(cluster, run_dir)
-        config.run_dir = str(run_dir)
-        ray_cpus = sites.join_ray(config)
-        runs.append(Run(point, config, run_dir, ray_cpus))
+        with explained(point):
+            config = compose(sites.choose(clusters.GROUP, point, config_dir))
+            cluster = sites.read(clusters.GROUP, config)
+            varied = [override for override in point if override not in overrides]
+            run_dir = Path(sites.run_dir_of(config)).absolute()
+            if varied and not any(override.startswith("run_dir=") for override in varied):
+                run_dir = Path(point_dir(str(run_dir), varied))
+            clusters.check_run_dir(cluster, run_dir)
+            config.run_dir = str(run_dir)
+            shapes.add((config.trainer.nnodes, config.trainer.n_gpus_per_node))
+            runs.append(Run(point, config, run_dir, sites.join_ray(config)))
     assert cluster is not None
     if len({run.run_dir for run in runs}) < len(runs):
         raise JobError(f"several points of the sweep have run_dir={runs[0].run_dir}. Leave run_dir out, or vary it")
-    if len({_shape(run.config) for run in runs}) > 1:
+    if len(shapes) > 1:
         raise JobError(
-            "the points of the sweep differ in trainer.nnodes or n_gpus_per_node, and the jobs of an array are alike. "
-            "Submit them one by one"
+            "the points of the sweep differ in trainer.nnodes or trainer.n_gpus_per_node, but all jobs of an array "
+            "request the same resources. Submit them separately"
         )
     home = runs[0].run_dir
     if multirun:
         fixed = [override for override in overrides if override in runs[0].overrides]
         base = compose(sites.choose(clusters.GROUP, fixed, config_dir))
-        home = Path(base.run_dir).absolute()
+        home = Path(sites.run_dir_of(base)).absolute()
         home = home.with_name(f"{home.name}_sweep")
     return cluster, home, runs
 
 
 def _points(overrides: Sequence[str]) -> list[list[str]]:
     """Return every combination of the values of a sweep, in the order of `cfpo-verl train --multirun`."""
-    choices = [
-        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        if override.is_sweep_override()
-        else [override.input_line or ""]
-        for override in OverridesParser.create().parse_overrides(list(overrides))
-    ]
+    with explained(overrides):
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    choices = []
+    for override in parsed:
+        line = override.input_line or ""
+        if not override.is_sweep_override():
+            choices.append([line])
+            continue
+        try:
+            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        except HydraException as error:  # glob(...), which only Hydra's own sweeper expands
+            raise JobError(f"{line}: {error}. List the values, for example algo=cfpo,grpo") from error
     return [list(point) for point in itertools.product(*choices)]
 
 
-def _shape(config: DictConfig) -> tuple[int, int]:
-    return config.trainer.nnodes, config.trainer.n_gpus_per_node
-
-
 def make_job(cluster: Cluster, home: Path, runs: Sequence[Run]) -> Job:
-    """Say what the script of these runs needs of the cluster.
+    """Describe the batch script of these runs.
 
     Raises:
-        JobError: If the GPUs that the run needs do not make whole nodes.
+        JobError: If the GPUs that the run needs do not fill whole nodes.
+        ConfigError: If a value of the config cannot be resolved.
     """
     config = runs[0].config
-    sweep = [run.run_dir for run in runs] if home != runs[0].run_dir else []
-    return Job(
-        name=str(config.trainer.experiment_name),
-        run_dir=home,
-        work_dir=Path.cwd(),
-        nodes=sites.count_nodes(config),
-        gpus_per_node=config.trainer.n_gpus_per_node,
-        needs_gpus=config.trainer.device != "cpu",
-        ray_cpus=runs[0].ray_cpus,
-        # On a cluster they must be set before Ray starts.
-        environment=worker_variables(config),
-        points=sweep,
-    )
+    with explained(runs[0].overrides):
+        return Job(
+            name=str(config.trainer.experiment_name),
+            run_dir=home,
+            work_dir=Path.cwd(),
+            nodes=sites.count_nodes(config),
+            gpus_per_node=config.trainer.n_gpus_per_node,
+            needs_gpus=config.trainer.device != "cpu",
+            ray_cpus=runs[0].ray_cpus,
+            # On a cluster they must be set before Ray starts.
+            environment=worker_variables(config),
+            points=[run.run_dir for run in runs] if home != runs[0].run_dir else [],
+        )
 
 
 def write(cluster: Cluster, home: Path, runs: Sequence[Run], template: Path | None = None) -> Path:
-    """Write the script, and for each run its config and its manifest; return the script's path.
+    """Write the script, and each run's config and manifest; return the script's path.
 
     Raises:
-        JobError: If a job of one of the folders has not ended, or the template does not work.
+        JobError: If a job of one of the folders has not ended, or the template fails.
+        ConfigError: If a value of a config cannot be resolved.
+        FileError: If a file cannot be written.
     """
     _check_idle({home, *(run.run_dir for run in runs)})
     script = render(cluster, make_job(cluster, home, runs), template)
-    for folder in {home, *(run.run_dir for run in runs)}:
-        (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
+    resolved = []
     for run in runs:
-        text = OmegaConf.to_yaml(run.config, resolve=True)
+        with explained(run.overrides):
+            resolved.append(OmegaConf.to_yaml(run.config, resolve=True))
+    for run, text in zip(runs, resolved, strict=True):
         write_atomically(run.run_dir / _FOLDER / CONFIG, text)
         manifest = {
             "overrides": list(run.overrides),
@@ -169,15 +178,15 @@ def write(cluster: Cluster, home: Path, runs: Sequence[Run], template: Path | No
 
 
 def _check_idle(folders: Iterable[Path]) -> None:
-    """Refuse folders with a job that has not ended: it would read the new config, and two would train into one."""
+    """Reject folders with an unfinished job: it would read the new config, and two jobs would train in one folder."""
     for folder in folders:
         if not (folder / _FOLDER / JOBS).is_file():
             continue
         job_id = last_job(folder)
         if state := client.state_if_active(job_id):
             raise JobError(
-                f"run_dir={folder}: its job {job_id} is {state}, and would read what is written now. Choose another "
-                f"run_dir, or end it: cfpo-verl slurm cancel {folder}"
+                f"run_dir={folder}: its job {job_id} is {state} and would read the new files. Choose another "
+                f"run_dir, or cancel the job: cfpo-verl slurm cancel {folder}"
             )
 
 
@@ -186,7 +195,11 @@ def _sha256(text: str) -> str:
 
 
 def note_submitted(home: Path, runs: Sequence[Run], job_id: str) -> None:
-    """Note a submitted job in the folders that it belongs to."""
+    """Record a submitted job in the folders that it belongs to.
+
+    Raises:
+        FileError: If a record cannot be written.
+    """
     points = [run.run_dir for run in runs]
     for index, folder in enumerate(points):
         _append(folder, f"{job_id}_{index}" if home != folder else job_id)
@@ -196,21 +209,30 @@ def note_submitted(home: Path, runs: Sequence[Run], job_id: str) -> None:
 
 def _append(folder: Path, job_id: str) -> None:
     line = json.dumps({"job_id": job_id, "submitted": datetime.now(UTC).isoformat(timespec="seconds")})
-    with (folder / _FOLDER / JOBS).open("a") as file:
+    path = folder / _FOLDER / JOBS
+    with writing(path), path.open("a") as file:
         file.write(line + "\n")
 
 
 def last_job(folder: Path) -> str:
-    """Return the id of the job that was last submitted for a folder.
+    """Return the id of the last job submitted for a folder.
 
     Raises:
-        JobError: If there is none.
+        JobError: If no job was submitted, or the last record is invalid.
+        FileError: If the records cannot be read.
     """
-    file = folder / _FOLDER / JOBS
-    if not file.is_file():
-        raise JobError(f"{folder}: no job was submitted for it (no {_FOLDER}/{JOBS}). Give the run_dir of one")
-    records: list[Mapping[str, Any]] = [json.loads(line) for line in file.read_text().splitlines()]
-    return str(records[-1]["job_id"])
+    path = folder / _FOLDER / JOBS
+    if not path.is_file():
+        raise JobError(f"{folder}: no job was submitted for this folder ({path} is missing). Give the run_dir of a job")
+    with reading(path):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        return str(json.loads(lines[-1])["job_id"])
+    except (IndexError, ValueError, TypeError, KeyError) as error:
+        raise JobError(
+            f"{path}: line {max(len(lines), 1)}: not the record of a job, such as "
+            '{"job_id": "123"}. Correct it; squeue shows the ids of jobs'
+        ) from error
 
 
 def logs_of(folder: Path) -> Path:
@@ -226,19 +248,31 @@ def logs_of(folder: Path) -> Path:
 
 
 def run_dirs_of(folder: Path) -> list[Path]:
-    """Return the run folders of a job: the folder itself, or the points of a sweep."""
+    """Return the run folders of a job: the folder itself, or the points of a sweep.
+
+    Raises:
+        JobError: If the folder is neither.
+        FileError: If the list of the points cannot be read.
+    """
     if (folder / _FOLDER / CONFIG).is_file():
         return [folder]
-    file = folder / _FOLDER / POINTS
-    if not file.is_file():
-        raise JobError(f"{folder}: nothing was rendered here (no {_FOLDER}/{CONFIG}). Give the run_dir of a run")
-    return [Path(line) for line in file.read_text().splitlines()]
+    path = folder / _FOLDER / POINTS
+    if not path.is_file():
+        raise JobError(
+            f"{folder}: no job was rendered in this folder ({folder / _FOLDER / CONFIG} is missing). Give the run_dir "
+            "of a job"
+        )
+    with reading(path):
+        points = [Path(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if not points:
+        raise JobError(f"{path}: lists no run folder. Render the sweep again")
+    return points
 
 
-def last_words(run_dir: Path) -> str:
-    """Return the last line that the batch script wrote, "" before there is one."""
+def last_log_line(run_dir: Path) -> str:
+    """Return the last line that the batch script logged, "" if there is none yet."""
     try:
         lines = (logs_of(run_dir) / "job.txt").read_text(errors="replace").splitlines()
-    except (JobError, FileNotFoundError):
+    except (JobError, OSError):
         return ""
     return lines[-1] if lines else ""

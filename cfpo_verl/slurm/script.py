@@ -1,20 +1,22 @@
-"""The batch script: what is filled into the template."""
+"""The batch script, rendered from a Jinja2 template."""
 
 import shlex
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, TemplateError
+from jinja2 import BaseLoader, ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
 from cfpo_verl import __version__, run_dir
+from cfpo_verl.files import reading
 from cfpo_verl.sites import RAY_ENVIRONMENT, JobError
 from cfpo_verl.slurm.cluster import Cluster
 from cfpo_verl.train import STOPPED_ON_REQUEST
 
 TEMPLATE = "job.sbatch.j2"
-# What the functions that run on the nodes read.
+# Variables that the script's functions on the nodes use.
 _SHARED_VARIABLES = (
     *("RUN_DIR", "GPUS_PER_NODE", "RAY_CPUS", "NODES_DEADLINE_S", "INTERFACE", "SCRATCH", "LOGS", "CANARY", "TOKEN"),
     *("HOSTS", "HEAD_ADDRESS", "PORT"),
@@ -23,18 +25,18 @@ _SHARED_VARIABLES = (
 
 @dataclass(frozen=True)
 class Job:
-    """What one batch script runs.
+    """The run, or the sweep, of one batch script.
 
     Args:
-        name: Of the job, as squeue shows it.
-        run_dir: Folder of the run; of a sweep, the folder that has the script.
-        work_dir: Where the job's commands run, so that relative paths mean what they mean here.
-        nodes: How many.
-        gpus_per_node: GPUs of each node, logical ones on the CPU.
-        needs_gpus: Whether GPUs are asked of SLURM.
-        ray_cpus: Logical CPUs of each node for Ray; None for those that the job has.
-        environment: Variables on every node, in place before Ray starts.
-        points: The run folders of a sweep; empty for a single run.
+        name: Job name in SLURM.
+        run_dir: Run folder; for a sweep, the folder that contains the script.
+        work_dir: Working directory of the job, from which relative paths start.
+        nodes: Number of nodes.
+        gpus_per_node: GPUs per node, logical ones on the CPU.
+        needs_gpus: Whether the run uses real GPUs.
+        ray_cpus: Logical CPUs per node for Ray; None to use the CPUs allocated to the job.
+        environment: Environment variables on every node, set before Ray starts.
+        points: Run folders of a sweep; empty for a single run.
     """
 
     name: str
@@ -49,7 +51,7 @@ class Job:
 
 
 def gpu_option(cluster: Cluster, gpus_per_node: int) -> str:
-    """Return how a step or a job asks for its GPUs.
+    """Return the option, without --, by which a job or a step requests its GPUs.
 
     Example:
         >>> gpu_option(Cluster(gpu_type="h100"), 8)
@@ -64,13 +66,13 @@ def gpu_option(cluster: Cluster, gpus_per_node: int) -> str:
 
 
 def asks_for_gpus(cluster: Cluster, job: Job) -> bool:
-    """Say whether SLURM is asked for GPUs at all."""
+    """Return whether GPUs are requested from SLURM."""
     return job.needs_gpus and cluster.gpu_request != "none"
 
 
 def sbatch_options(cluster: Cluster, job: Job) -> list[str]:
-    """Return the options of sbatch, one for each #SBATCH line."""
-    # The script itself writes a log for each attempt; this one has what SLURM says around it.
+    """Return sbatch's options, one per #SBATCH line."""
+    # The script logs each attempt to a file of its own; this file gets SLURM's messages.
     log = "slurm-%A_%a.txt" if job.points else "slurm-%j.txt"
     options = [
         f"--job-name={job.name}",
@@ -102,17 +104,21 @@ def render(cluster: Cluster, job: Job, template: Path | None = None) -> str:
     """Return the batch script.
 
     Args:
-        cluster: Facts about the cluster, checked.
-        job: What it runs.
-        template: A template of the user's own instead of ours; it may extend ours.
+        cluster: Validated facts about the cluster.
+        job: The job to run.
+        template: The user's template, which may extend ours; None for ours.
 
     Raises:
-        JobError: If the template cannot be read, or asks for something that there is not.
+        JobError: If the user's template fails; the message names the line.
+        FileError: If the user's template cannot be read.
     """
-    ours = PackageLoader("cfpo_verl.slurm")
-    loader = ours if template is None else ChoiceLoader([ours, FileSystemLoader(template.absolute().parent)])
+    loaders: list[BaseLoader] = [PackageLoader("cfpo_verl.slurm")]
+    if template is not None:
+        with reading(template):
+            template.read_text(encoding="utf-8")
+        loaders.append(FileSystemLoader(template.absolute().parent))
     environment = Environment(
-        loader=loader,
+        loader=ChoiceLoader(loaders),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -123,10 +129,10 @@ def render(cluster: Cluster, job: Job, template: Path | None = None) -> str:
     container = cluster.container
     own_mounts = [f"{path}:{path}" for path in dict.fromkeys((job.work_dir, job.run_dir, *job.points))]
     uses_own_python = container.runtime == "none" and not cluster.setup
-    what = f"{len(job.points)} runs" if job.points else "one run"
+    runs = f"{len(job.points)} runs" if job.points else "one run"
     values = {
         "version": __version__,
-        "title": f"{job.name}: {what} on {job.nodes} nodes with {job.gpus_per_node} GPUs each",
+        "title": f"{job.name}: {runs} on {job.nodes} nodes with {job.gpus_per_node} GPUs each",
         "cluster": cluster,
         "sbatch_options": sbatch_options(cluster, job),
         "points": [str(point) for point in job.points],
@@ -143,9 +149,15 @@ def render(cluster: Cluster, job: Job, template: Path | None = None) -> str:
         "stop_file": run_dir.stop_request_path(Path()).name,
         "stopped_status": STOPPED_ON_REQUEST,
     }
+    if template is None:
+        return environment.get_template(TEMPLATE).render(values)
     try:
-        return environment.get_template(template.name if template else TEMPLATE).render(values)
-    except (TemplateError, OSError) as error:
+        return environment.get_template(template.name).render(values)
+    except Exception as error:  # a template can raise anything, such as a division by zero
+        # Jinja2 adds frames with the lines of the template to the traceback.
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(template.absolute())]
+        line = f"line {lines[-1]}: " if lines else ""
         raise JobError(
-            f"template {template or TEMPLATE}: {type(error).__name__}: {error}. See docs/slurm.md for what it may use"
+            f"{template}: {line}{type(error).__name__}: {error}. See docs/slurm.md for the values a template can use"
         ) from error

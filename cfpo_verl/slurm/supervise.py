@@ -1,7 +1,7 @@
-"""`python -m cfpo_verl.slurm.supervise COMMAND...`: run a command, and let nothing of it live on.
+"""`python -m cfpo_verl.slurm.supervise COMMAND...`: run a command and end every process that it started.
 
-A step of SLURM is ended by a signal. Ray's processes leave their parents behind, and not every cluster has control
-groups that would find them; here they are adopted and ended, and nobody else's are.
+SLURM ends a step with a signal. Ray's processes detach from their parents, and only some clusters have control groups
+that find them. This process adopts them as a subreaper and ends them, but no processes of other jobs.
 """
 
 import subprocess
@@ -12,7 +12,7 @@ from cfpo_verl.processes import ending_what_it_starts
 
 def main(command: list[str]) -> int:
     """Run the command and return its exit status, 128 + 15 if SIGTERM ended it."""
-    # SLURM kills what is left 30 s after it has asked, by default.
+    # SLURM sends SIGKILL 30 s after SIGTERM by default.
     with ending_what_it_starts(grace_s=5):
         return subprocess.run(command, check=False).returncode
 

@@ -1,33 +1,36 @@
 """`python -m cfpo_verl.slurm.wait HOST...`: wait until every node of a job has joined its Ray cluster with its GPUs."""
 
-import argparse
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-# Ray's label that the batch script gives to each node: SLURM's name of it.
+import typer
+
+from cfpo_verl.terminal import App
+
+# Ray label that the batch script sets on each node to the node's name in SLURM.
 HOST_LABEL = "cfpo-verl-host"
-# From sysexits.h, where EX_UNAVAILABLE says that something needed is not there.
+# EX_UNAVAILABLE of sysexits.h.
 UNAVAILABLE = 69
 _POLL_S = 1.0
 
+app = App()
 Nodes = Sequence[Mapping[str, Any]]
 
 
 def missing(hosts: Sequence[str], gpus_per_node: int, nodes: Nodes) -> list[str]:
-    """Return what is still missing, a phrase for each host.
+    """Return the hosts that are still missing, or lack GPUs, each with the reason.
 
     Args:
         hosts: SLURM's names of the job's nodes.
-        gpus_per_node: GPUs, or logical ones, that each must have.
-        nodes: As `ray.nodes()` returns them.
+        gpus_per_node: Required GPUs per node, logical ones on the CPU.
+        nodes: The result of `ray.nodes()`.
 
     Example:
         >>> node = {"Alive": True, "Labels": {"cfpo-verl-host": "n1"}, "Resources": {"GPU": 8.0}}
         >>> missing(["n1", "n2"], 8, [node])
-        ['n2 (not there)']
+        ['n2 (not joined)']
         >>> missing(["n1"], 9, [node])
         ['n1 (8 of 9 GPUs)']
     """
@@ -35,20 +38,20 @@ def missing(hosts: Sequence[str], gpus_per_node: int, nodes: Nodes) -> list[str]
     phrases = []
     for host in hosts:
         if host not in gpus:
-            phrases.append(f"{host} (not there)")
+            phrases.append(f"{host} (not joined)")
         elif gpus[host] < gpus_per_node:
             phrases.append(f"{host} ({gpus[host]} of {gpus_per_node} GPUs)")
     return phrases
 
 
 def wait(hosts: Sequence[str], gpus_per_node: int, deadline_s: float, ask: Callable[[], Nodes | None]) -> list[str]:
-    """Wait until nothing is missing, and return what is missing at the deadline.
+    """Wait until all hosts have joined, and return those still missing at the deadline.
 
     Args:
         hosts: SLURM's names of the job's nodes.
-        gpus_per_node: GPUs that each must have.
-        deadline_s: Seconds to wait at most.
-        ask: Returns the nodes of the Ray cluster, None as long as there is none.
+        gpus_per_node: Required GPUs per node.
+        deadline_s: Longest time to wait, in seconds.
+        ask: Returns the nodes of the Ray cluster, None while there is no cluster.
     """
     end = time.monotonic() + deadline_s
     shown: list[str] = []
@@ -74,25 +77,23 @@ def _ask_ray() -> Nodes | None:
     return ray.nodes()
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Wait as the batch script asks, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m cfpo_verl.slurm.wait", description=__doc__)
-    parser.add_argument("hosts", nargs="+", metavar="HOST")
-    parser.add_argument("--gpus-per-node", type=int, required=True)
-    parser.add_argument("--deadline-s", type=float, required=True)
-    options = parser.parse_args(arguments)
-    left = wait(options.hosts, options.gpus_per_node, options.deadline_s, _ask_ray)
+@app.command()
+def main(
+    hosts: Annotated[list[str], typer.Argument(metavar="HOST...", help="SLURM's names of the job's nodes.")],
+    gpus_per_node: Annotated[int, typer.Option(help="Required GPUs per node.")],
+    deadline_s: Annotated[float, typer.Option(help="Longest time to wait, in seconds.")],
+) -> None:
+    """Wait until every node of a job has joined its Ray cluster with its GPUs."""
+    left = wait(hosts, gpus_per_node, deadline_s, _ask_ray)
     if left:
-        print(
-            f"{len(left)} of {len(options.hosts)} nodes have not joined within {options.deadline_s:g} s: "
-            f"{', '.join(left)}. Their logs are ray-<node>.txt beside this one. Give bad nodes to sbatch with "
-            "cluster.sbatch=[--exclude=...], or raise cluster.nodes_deadline_s",
-            flush=True,
+        typer.echo(
+            f"{len(left)} of {len(hosts)} nodes have not joined within {deadline_s:g} s: {', '.join(left)}. "
+            "Their logs are the files ray-<node>.txt next to this one. Exclude faulty nodes with "
+            "cluster.sbatch=[--exclude=...], or raise cluster.nodes_deadline_s"
         )
-        return UNAVAILABLE
-    print(f"all {len(options.hosts)} nodes are there, with {options.gpus_per_node} GPUs each", flush=True)
-    return 0
+        raise typer.Exit(UNAVAILABLE)
+    typer.echo(f"all {len(hosts)} nodes have joined, with {gpus_per_node} GPUs each")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    app(prog_name="python -m cfpo_verl.slurm.wait")
