@@ -11,8 +11,11 @@ from pathlib import Path, PurePosixPath
 import kubernetes_validate
 import pytest
 import yaml
+from ray.exceptions import RpcError
+from typer.testing import CliRunner
 
 from cfpo_verl import config_groups
+from cfpo_verl.errors import UserError
 from cfpo_verl.k8s import facts, jobs, manifest, schema, stop
 from cfpo_verl.k8s.facts import Facts, Volume, check, is_label_key, is_quantity, job_name, place_run_dir
 from cfpo_verl.sites import JobError
@@ -241,25 +244,25 @@ def test_every_fact_has_a_default_and_the_example_states_it():
         ({"image_pull_policy": "always"}, "choose one of Always"),
         ({"cpus_per_node": None}, "kubernetes.cpus_per_node is not set"),
         ({"cpus_per_node": 0}, "cpus_per_node=0"),
-        ({"memory_per_node": "512 GB"}, "memory_per_node='512 GB': not a quantity"),
+        ({"memory_per_node": "512 GB"}, "memory_per_node='512 GB': not a Kubernetes quantity"),
         ({"memory_per_node": "64Gi"}, "must be less than kubernetes.memory_per_node=64Gi"),
-        ({"shared_memory_per_node": "0"}, "shared_memory_per_node='0': not a quantity above 0"),
+        ({"shared_memory_per_node": "0"}, "shared_memory_per_node='0': not a Kubernetes quantity above 0"),
         ({"extra_resources": {"rdma/hca": "eight"}}, "extra_resources.rdma/hca='eight'"),
-        ({"extra_resources": {"a b": "8"}}, "extra_resources.a b: such a key"),
+        ({"extra_resources": {"a b": "8"}}, "extra_resources.a b: not a valid key"),
         ({"gpu_resource": "nvidia/com/gpu"}, "gpu_resource='nvidia/com/gpu'"),
         ({"volume": Volume()}, "kubernetes.volume.claim is not set"),
-        ({"volume": Volume(claim="Shared")}, "volume.claim: 'Shared' cannot be a name"),
+        ({"volume": Volume(claim="Shared")}, "volume.claim: 'Shared' is not a valid name"),
         ({"volume": Volume(claim="s", mount_path="shared")}, "mount_path='shared'"),
         ({"work_dir": "code"}, "work_dir='code'"),
-        ({"namespace": "my_team"}, "namespace: 'my_team' cannot be a name"),
+        ({"namespace": "my_team"}, "namespace: 'my_team' is not a valid name"),
         ({"service_account": "a" * 254}, "RFC 1123"),
         ({"image_pull_secrets": ["-x"]}, "image_pull_secrets: '-x'"),
         ({"environment_secrets": ["W"]}, "environment_secrets: 'W'"),
-        ({"environment": {"1A": "x"}}, "environment.1A: not a name"),
+        ({"environment": {"1A": "x"}}, "environment.1A: not a valid name"),
         ({"labels": {"team": "a b"}}, "labels.team='a b': a label's value"),
         ({"labels": {"team": "a" * 64}}, "at most 63"),
-        ({"node_selector": {"/gpu": "x"}}, "node_selector./gpu: such a key"),
-        ({"annotations": {"a/b/c": "x"}}, "annotations.a/b/c: such a key"),
+        ({"node_selector": {"/gpu": "x"}}, "node_selector./gpu: not a valid key"),
+        ({"annotations": {"a/b/c": "x"}}, "annotations.a/b/c: not a valid key"),
         ({"network_interface": "net 1"}, "network_interface='net 1'"),
         ({"backoff_limit": -1}, "backoff_limit=-1"),
         ({"active_deadline_s": 0}, "active_deadline_s=0"),
@@ -290,7 +293,7 @@ def test_names_of_jobs():
     assert job_name(MINIMAL, "a" * 47) == "a" * 47
     with pytest.raises(JobError, match=r"48 characters.*Set kubernetes\.job_name"):
         job_name(MINIMAL, "a" * 48)
-    with pytest.raises(JobError, match="the first a letter"):
+    with pytest.raises(JobError, match="beginning with a letter"):
         job_name(MINIMAL, "7b_run")
     with pytest.raises(JobError, match=r"kubernetes\.job_name='my_run'"):
         job_name(dataclasses.replace(MINIMAL, job_name="my_run"), "good")
@@ -305,7 +308,7 @@ def test_run_dir_is_on_the_volume_and_plain():
         with pytest.raises(JobError, match=r"Choose run_dir=/shared/"):
             place_run_dir(MINIMAL, outside)
     for odd in ("a b", "a;b", "$(a)", "a'b", "ä", "a\nb"):
-        with pytest.raises(JobError, match="a shell would read"):
+        with pytest.raises(JobError, match="a shell would interpret"):
             place_run_dir(MINIMAL, odd)
     with pytest.raises(JobError, match="run_dir=/app/runs/a is not below"):
         place_run_dir(dataclasses.replace(MINIMAL, work_dir="/app"), "runs/a")
@@ -316,8 +319,39 @@ def test_too_few_cpus_are_refused(site):
         rendered(["experiment=math_8gpu", "run_dir=runs/a", "kubernetes.cpus_per_node=8"], site())
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("run_dir=null", "run_dir is not set"),
+        ("run_dir=${nothing}", "'nothing' not found"),
+        ("data.seed=${nothing}", "'nothing' not found"),
+        ("trainer.n_gpus_per_node=0", "trainer.n_gpus_per_node=0: give a whole number above 0"),
+        ("+kubernetes.labels={a: {b: c}}", "kubernetes.labels.a={'b': 'c'}: give a text"),
+    ],
+)
+def test_overrides_that_cannot_be_used_are_errors_of_the_users(site, override, words):
+    with pytest.raises(UserError) as error:
+        rendered(["experiment=math_8gpu", override], site())
+    assert words in str(error.value)
+
+
+def test_errors_of_a_site_file_name_it(site):
+    folder = site("labels: {team: a")
+    with pytest.raises(JobError, match=r"kubernetes/mysite\.yaml: line \d+: not valid YAML"):
+        rendered(["experiment=math_8gpu"], folder)
+
+
+def test_an_output_that_cannot_be_written_is_named(site, run_cli, tmp_path):
+    site()
+    (tmp_path / "taken").write_text("a file")
+    result = run_cli("k8s", "render", "experiment=gsm8k_1gpu", "kubernetes=mysite", "--out", "taken/a.yaml")
+    assert result.returncode == 2
+    assert "cfpo-verl k8s render: taken" in result.stderr
+    assert "cannot be written" in result.stderr
+
+
 def test_pools_that_are_no_whole_nodes_are_refused(site):
-    with pytest.raises(JobError, match=r"needs 11 GPUs in all its pools, which are no whole nodes"):
+    with pytest.raises(JobError, match=r"11 GPUs in all its pools, not a multiple of trainer\.n_gpus_per_node=8\."):
         rendered(["experiment=math_async_16gpu", "actor_rollout_ref.rollout.n_gpus_per_node=3"], site())
 
 
@@ -334,11 +368,11 @@ def test_tolerations_are_checked_too(site):
 
 
 def test_unknown_keys_are_refused_with_what_was_meant(site):
-    with pytest.raises(JobError, match=r"kubernetes\.imag: there is no such key\. Did you mean image\?"):
+    with pytest.raises(JobError, match=r"kubernetes\.imag: unknown key\. Did you mean image\?"):
         rendered(["experiment=math_8gpu"], site("imag: x"))
-    with pytest.raises(JobError, match=r"kubernetes\.volume\.clame: there is no such key\. Did you mean claim\?"):
+    with pytest.raises(JobError, match=r"kubernetes\.volume\.clame: unknown key\. Did you mean claim\?"):
         rendered(["experiment=math_8gpu", "kubernetes.volume.clame=x"], site())
-    with pytest.raises(JobError, match="there: mysite"):
+    with pytest.raises(JobError, match="found: mysite"):
         jobs.plan(["experiment=math_8gpu", "kubernetes=nosuch"], site())
     with pytest.raises(JobError, match=r"no kubernetes is chosen.*cfpo-verl k8s example"):
         jobs.plan(["experiment=math_8gpu"], site())
@@ -382,7 +416,15 @@ def test_stopping_asks_waits_and_gives_up_in_time(tmp_path):
     assert time.monotonic() - started < 10
 
 
-def test_stopping_does_not_wait_where_the_head_is_gone(tmp_path):
+def test_stopping_does_not_wait_where_the_head_is_gone(tmp_path, monkeypatch):
     assert not stop.has_running_job("http://127.0.0.1:9")
-    assert stop.main([str(tmp_path), "--deadline-s", "60"]) == 0
+
+    def time_out(address: str) -> None:
+        """As Ray does after half a minute if RAY_ADDRESS is set, which a pod has."""
+        raise RpcError("Timed out while waiting for GCS to become available.")
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", time_out)
+    assert not stop.has_running_job("http://127.0.0.1:9")
+    result = CliRunner().invoke(stop.app, [str(tmp_path), "--deadline-s", "60"])
+    assert (result.exit_code, result.output) == (0, "no run to stop\n")
     assert not (tmp_path / "stop_requested").exists()

@@ -27,7 +27,7 @@ def example() -> None:
 
 
 @app.command(
-    context_settings={"ignore_unknown_options": True},  # such as ~key
+    context_settings={"ignore_unknown_options": True},  # leaves overrides to Hydra
     epilog=epilog(
         "cfpo-verl k8s render experiment=math_8gpu topology=2x8 kubernetes=mysite run_dir=/shared/runs/a --out a.yaml",
         "cfpo-verl k8s render experiment=gsm8k_1gpu kubernetes=mysite | kubectl apply -f -",

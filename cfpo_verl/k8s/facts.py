@@ -1,4 +1,4 @@
-"""What a site says about its Kubernetes cluster, once, in a file of the config group `kubernetes`."""
+"""Facts about a site's Kubernetes cluster, from a file of the config group `kubernetes`."""
 
 import re
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from cfpo_verl import sites
 from cfpo_verl.sites import JobError
 
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
-# KubeRay appends a suffix of 6 characters for the RayCluster and one of 10 for its services, which may have 63.
+# KubeRay appends 6 characters for the RayCluster and 10 for its services, whose names have at most 63.
 LONGEST_JOB_NAME = 47
 # "DNS-1035 label", "DNS-1123 subdomain", labels and quantities are Kubernetes' own terms and grammars.
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _LABEL = re.compile(r"([A-Za-z0-9]([-\w.]*[A-Za-z0-9])?)?", re.ASCII)
 _QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)((?:[KMGTPE]i)|[munkMGTPE]|[eE][+-]?\d+)?", re.ASCII)
-# Of what a POSIX shell leaves as it is: an entry point goes through one or two shells.
+# Only characters that a POSIX shell leaves unchanged: an entry point is parsed by one or two shells.
 _PLAIN_PATH = re.compile(r"/[\w./=,+@:-]*", re.ASCII)
 _RAY_VERSION = re.compile(r"\d+\.\d+\.\d+\S*", re.ASCII)
 
@@ -28,7 +28,7 @@ class Volume:
 
     Args:
         claim: Name of its PersistentVolumeClaim.
-        mount_path: Where the pods see it.
+        mount_path: Where it is mounted in the pods.
     """
 
     claim: str | None = None
@@ -77,10 +77,10 @@ _EXAMPLES = {
 
 
 def quantity(text: str) -> float:
-    """Return the number that a quantity of Kubernetes stands for; for memory, bytes.
+    """Convert a Kubernetes quantity to a number; for memory, in bytes.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the text is not a quantity.
 
     Example:
         >>> quantity("64Gi"), quantity("1.5G"), quantity("500m"), quantity("1e3")
@@ -88,7 +88,7 @@ def quantity(text: str) -> float:
     """
     match = _QUANTITY.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no quantity")
+        raise ValueError(f"{text!r} is not a quantity")
     number, suffix = match.groups()
     if suffix and suffix[0] in "eE" and len(suffix) > 1 and suffix[1] != "i":
         return float(text)
@@ -99,12 +99,12 @@ def quantity(text: str) -> float:
 
 
 def is_quantity(text: str) -> bool:
-    """Say whether a text is a quantity above 0."""
+    """Return whether a text is a quantity above 0."""
     return _QUANTITY.fullmatch(text) is not None and quantity(text) > 0
 
 
 def is_label_key(text: str) -> bool:
-    """Say whether a text may be the key of a label, an annotation or a resource: [prefix/]name.
+    """Return whether a text is a valid key of a label, an annotation or a resource: [prefix/]name.
 
     Example:
         >>> is_label_key("nvidia.com/gpu"), is_label_key("rl"), is_label_key("a/b/c"), is_label_key("-x")
@@ -123,7 +123,7 @@ def job_name(facts: Facts, experiment_name: str) -> str:
     """Return the name of the RayJob.
 
     Raises:
-        JobError: If it is longer than KubeRay allows, or begins with a digit.
+        JobError: If it is too long for KubeRay, or contains characters that KubeRay does not allow.
 
     Example:
         >>> job_name(Facts(), "Math_8gpu_cfpo.seed0")
@@ -134,28 +134,28 @@ def job_name(facts: Facts, experiment_name: str) -> str:
         source = "" if facts.job_name else f" (from trainer.experiment_name={experiment_name})"
         raise JobError(
             f"kubernetes.job_name={name!r}{source}: {len(name)} characters. KubeRay allows {LONGEST_JOB_NAME} "
-            "lower-case letters, digits and -, the first a letter, the last no -. Set kubernetes.job_name"
+            "lower-case letters, digits and -, beginning with a letter and not ending with -. Set kubernetes.job_name"
         )
     return name
 
 
 def place_run_dir(facts: Facts, run_dir: str) -> PurePosixPath:
-    """Return the run folder as the pods see it; a relative one begins at work_dir.
+    """Return the run folder as a path in the pods; a relative one starts at work_dir.
 
     Raises:
-        JobError: If it is not on the shared volume, or has characters that a shell would read.
+        JobError: If it is not on the shared volume, or contains characters that a shell would interpret.
     """
     mount = PurePosixPath(facts.volume.mount_path)
     path = PurePosixPath(facts.work_dir or mount) / run_dir
     if ".." in path.parts or not path.is_relative_to(mount) or path == mount:
         raise JobError(
-            f"run_dir={path} is not below kubernetes.volume.mount_path={mount}, the volume that all pods share and "
-            f"that outlives them. Choose run_dir={mount}/..."
+            f"run_dir={path} is not below kubernetes.volume.mount_path={mount}, the persistent volume that all "
+            f"pods share. Choose run_dir={mount}/..."
         )
     if not _PLAIN_PATH.fullmatch(str(path)):
         raise JobError(
-            f"run_dir={path}: it becomes part of commands, where a shell would read other characters than letters, "
-            "digits and ./=,+@:_-. Choose another name"
+            f"run_dir={path}: it becomes part of commands, in which a shell would interpret characters other than "
+            "letters, digits and ./=,+@:_-. Choose another name"
         )
     return path
 
@@ -164,7 +164,7 @@ def _missing(facts: Facts) -> list[str]:
     values = {name: getattr(facts, name) for name in ("image", "cpus_per_node", "memory_per_node")}
     values["volume.claim"] = facts.volume.claim
     return [
-        f"kubernetes.{name} is not set, and nobody else knows it. Give it in the site's file, or as for example "
+        f"kubernetes.{name} is not set and has no default. Set it in the site's file, or for example with "
         f"kubernetes.{name}={_EXAMPLES[name]}"
         for name, value in values.items()
         if value in (None, "")
@@ -172,7 +172,7 @@ def _missing(facts: Facts) -> list[str]:
 
 
 def check(facts: Facts) -> list[str]:
-    """Return a line for each value that is missing or makes no sense, with the rule and the way out."""
+    """Return one message for each missing or invalid value, with the rule and the way out."""
     memory, shared_memory = facts.memory_per_node or "", facts.shared_memory_per_node
     rules: list[tuple[bool, str]] = [
         (
@@ -199,8 +199,8 @@ def check(facts: Facts) -> list[str]:
         ),
         (
             not (is_quantity(memory) and is_quantity(shared_memory)) or quantity(shared_memory) < quantity(memory),
-            f"kubernetes.shared_memory_per_node={shared_memory}: /dev/shm counts as memory of the pod, and must be "
-            f"less than kubernetes.memory_per_node={memory}",
+            f"kubernetes.shared_memory_per_node={shared_memory}: /dev/shm counts towards the pod's memory, so it must "
+            f"be less than kubernetes.memory_per_node={memory}",
         ),
         (
             _PLAIN_PATH.fullmatch(facts.volume.mount_path) is not None and len(facts.volume.mount_path) > 1,
@@ -244,14 +244,14 @@ def _check_names(facts: Facts) -> list[str]:
         "environment_secrets": facts.environment_secrets,
     }
     problems = [
-        f"kubernetes.{key}: {name!r} cannot be a name in Kubernetes: at most 253 lower-case letters, digits, - and ., "
-        "beginning and ending with a letter or digit (RFC 1123)"
+        f"kubernetes.{key}: {name!r} is not a valid name in Kubernetes: use at most 253 lower-case letters, digits, - "
+        "and ., beginning and ending with a letter or digit (RFC 1123)"
         for key, given in names.items()
         for name in given
         if name and not _fits(_DNS_1123, name, 253)
     ]
     return problems + [
-        f"kubernetes.environment.{name}: not a name of an environment variable"
+        f"kubernetes.environment.{name}: not a valid name of an environment variable"
         for name in facts.environment
         if not sites.VARIABLE.fullmatch(name)
     ]
@@ -264,7 +264,7 @@ def _check_quantities(facts: Facts) -> list[str]:
         **{f"extra_resources.{name}": amount for name, amount in facts.extra_resources.items()},
     }
     return [
-        f"kubernetes.{key}={amount!r}: not a quantity above 0 of Kubernetes, such as 512Gi or 500G or 8"
+        f"kubernetes.{key}={amount!r}: not a Kubernetes quantity above 0, such as 512Gi, 500G or 8"
         for key, amount in amounts.items()
         if amount is not None and not is_quantity(amount)
     ]
@@ -272,8 +272,8 @@ def _check_quantities(facts: Facts) -> list[str]:
 
 def _check_labels(facts: Facts) -> list[str]:
     problems = [
-        f"kubernetes.{group}.{key}: such a key is [prefix/]name, the name at most 63 letters, digits, -, _ and ., the "
-        "prefix a domain name"
+        f"kubernetes.{group}.{key}: not a valid key. Use [prefix/]name, the name at most 63 letters, digits, -, _ "
+        "and ., the prefix a domain name"
         for group in ("labels", "annotations", "node_selector", "extra_resources")
         for key in getattr(facts, group)
         if not is_label_key(key)

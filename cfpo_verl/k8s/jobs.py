@@ -1,4 +1,4 @@
-"""From overrides to a manifest."""
+"""Compose a run and render its manifest."""
 
 import shlex
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from cfpo_verl import sites
-from cfpo_verl.composing import compose
+from cfpo_verl.composing import compose, explained
 from cfpo_verl.demands import cpus_needed, worker_variables
 from cfpo_verl.k8s import facts as site_facts
 from cfpo_verl.k8s import manifest, schema
@@ -18,28 +18,33 @@ from cfpo_verl.sites import JobError
 
 
 def plan(overrides: Sequence[str], config_dir: Path) -> tuple[Facts, Job]:
-    """Compose what a RayJob runs.
+    """Compose the run of a RayJob.
 
     Args:
         overrides: As for `cfpo-verl train`, with kubernetes=NAME and kubernetes.KEY=VALUE.
-        config_dir: Has a folder `kubernetes` with the site's own file.
+        config_dir: Folder that contains kubernetes/NAME.yaml.
 
     Raises:
-        JobError: If the facts or a folder do not fit.
-        ConfigError: If an override does not fit.
+        JobError: If the facts or the run folder are invalid, or the pods have too few CPUs.
+        ConfigError: If an override is invalid.
     """
     sites.check_chosen(GROUP, overrides)
+    with explained(overrides):
+        return _plan(overrides, config_dir)
+
+
+def _plan(overrides: Sequence[str], config_dir: Path) -> tuple[Facts, Job]:
     config = compose(sites.choose(GROUP, overrides, config_dir))
     facts: Facts = sites.read(GROUP, config)
-    run_dir = site_facts.place_run_dir(facts, str(config.run_dir))
+    run_dir = site_facts.place_run_dir(facts, sites.run_dir_of(config))
     config.run_dir = str(run_dir)
     ray_cpus = sites.join_ray(config)
     nodes = sites.count_nodes(config)
-    there, needed = nodes * (ray_cpus or facts.cpus_per_node or 0), cpus_needed(config)
-    if there < needed:
+    available, needed = nodes * (ray_cpus or facts.cpus_per_node or 0), cpus_needed(config)
+    if available < needed:
         raise JobError(
-            f"kubernetes.cpus_per_node={facts.cpus_per_node}: the run's actors need {needed} CPUs of Ray, and {nodes} "
-            f"pods have {there}; the run would hang without a word. Give at least {-(-needed // nodes)}"
+            f"kubernetes.cpus_per_node={facts.cpus_per_node}: the run's actors reserve {needed} CPUs in Ray, but "
+            f"{nodes} pods have {available}; the run would hang silently. Give at least {-(-needed // nodes)}"
         )
     return facts, Job(
         name=site_facts.job_name(facts, str(config.trainer.experiment_name)),
@@ -56,10 +61,10 @@ def plan(overrides: Sequence[str], config_dir: Path) -> tuple[Facts, Job]:
 
 
 def render(facts: Facts, job: Job) -> str:
-    """Return the manifest, checked against the schema, as YAML.
+    """Return the manifest as YAML, validated against the schema.
 
     Raises:
-        JobError: If it does not fit the schema.
+        JobError: If the manifest is invalid.
     """
     objects = manifest.build(facts, job)
     schema.check(objects)

@@ -13,27 +13,27 @@ from cfpo_verl.k8s.facts import Facts
 from cfpo_verl.sites import RAY_ENVIRONMENT, JobError
 
 CONFIG_DIR, CONFIG_FILE = "/etc/cfpo-verl", "config.yaml"
-# Of a pod's grace: for `ray stop`, after the run has ended or its time is over.
+# Part of a pod's grace period that is reserved for `ray stop`.
 _RAY_STOP_S = 30
-# Kubernetes' limit for all of a ConfigMap.
+# Kubernetes' size limit of a ConfigMap, in bytes.
 _LARGEST_CONFIG_MAP = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one RayJob runs.
+    """The run of one RayJob.
 
     Args:
-        name: Of the RayJob.
-        run_dir: Folder of the run, as the pods see it.
+        name: Name of the RayJob.
+        run_dir: Run folder, as a path in the pods.
         config: The resolved config, as YAML.
-        overrides: What it was composed from, for the reader of the manifest.
-        nodes: Pods, the head included.
-        gpus_per_node: GPUs of each pod, logical ones on the CPU.
-        needs_gpus: Whether GPUs are asked of Kubernetes.
-        ray_cpus: Logical CPUs of each pod for Ray; None for those that it has.
-        ray_version: Of the image.
-        environment: Variables in every pod, in place before Ray starts.
+        overrides: Overrides that compose the config; recorded as an annotation.
+        nodes: Number of pods, the head included.
+        gpus_per_node: GPUs per pod, logical ones on the CPU.
+        needs_gpus: Whether GPUs are requested from Kubernetes.
+        ray_cpus: Logical CPUs per pod for Ray; None to use the pod's CPUs.
+        ray_version: Version of Ray in the image.
+        environment: Environment variables of every pod, set before Ray starts.
     """
 
     name: str
@@ -51,19 +51,19 @@ class Job:
 def build(facts: Facts, job: Job) -> list[dict[str, Any]]:
     """Return the objects of the manifest: a ConfigMap and a RayJob.
 
-    The head is one of the nodes and has GPUs like the others: the driver and Ray's own processes need little, a run on
-    one node is one pod, and what the driver checks of its machine is then checked where the run takes place.
+    The head has GPUs and trains like the other nodes: the driver and Ray's own processes need little, a run on one node
+    is one pod, and the driver's checks of its machine apply to a machine that trains.
 
     Raises:
-        JobError: If the config does not fit into a ConfigMap.
+        JobError: If the config is too large for a ConfigMap.
     """
     if len(job.config.encode()) > _LARGEST_CONFIG_MAP - 4096:
         raise JobError(
             f"the resolved config has {len(job.config.encode())} bytes, and Kubernetes allows {_LARGEST_CONFIG_MAP} in "
-            "a ConfigMap. Move what is large in it into a file on the volume"
+            "a ConfigMap. Move its large values into a file on the volume"
         )
     digest = hashlib.sha256(job.config.encode()).hexdigest()
-    # Another config is another ConfigMap: attempts that come later must not read what was rendered later.
+    # Each config gets a ConfigMap of its own, so that later attempts do not read a config that was rendered later.
     config_map_name = f"{job.name}-config-{digest[:10]}"
     labels = {"app.kubernetes.io/name": "cfpo-verl", **facts.labels}
     namespace = {"namespace": facts.namespace} if facts.namespace else {}
@@ -90,7 +90,7 @@ def build(facts: Facts, job: Job) -> list[dict[str, Any]]:
         },
         "spec": {
             "entrypoint": f"cfpo-verl train --config {CONFIG_DIR}/{CONFIG_FILE} --ray",
-            # The operator itself submits the job: no further pod that would pull the image, and no second shell.
+            # The operator submits the job itself: no additional pod pulls the image, and no second shell parses it.
             "submissionMode": "HTTPMode",
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": facts.ttl_after_finished_s,
@@ -103,11 +103,11 @@ def build(facts: Facts, job: Job) -> list[dict[str, Any]]:
 
 
 def _ray_cluster(facts: Facts, job: Job, config_map_name: str) -> dict[str, Any]:
-    # Said here, because not every release of KubeRay reads GPUs from the limits, and on the CPU they are logical.
+    # Explicit, because not every release of KubeRay reads GPUs from the limits, and GPUs are logical on the CPU.
     resources = {"num-cpus": str(job.ray_cpus or facts.cpus_per_node), "num-gpus": str(job.gpus_per_node)}
     cluster: dict[str, Any] = {
         "rayVersion": job.ray_version,
-        # The operator makes a token, and gives it to the pods.
+        # The operator creates a token and passes it to the pods.
         **({"authOptions": {"mode": "token"}} if facts.token_auth else {}),
         "headGroupSpec": {
             "rayStartParams": {"dashboard-host": "0.0.0.0", **resources},
@@ -129,9 +129,9 @@ def _ray_cluster(facts: Facts, job: Job, config_map_name: str) -> dict[str, Any]
 
 
 def environment(facts: Facts, job: Job) -> dict[str, str]:
-    """Return the variables of every pod: those of a SLURM job, without what a pod has for itself anyway.
+    """Return the environment variables of every pod.
 
-    A pod's /tmp is its own, so the folders of temporary files and sockets stay where they are.
+    They are those of a SLURM job, except the folders of temporary files and sockets: a pod has a /tmp of its own.
     """
     interface = facts.network_interface
     return {
@@ -139,7 +139,7 @@ def environment(facts: Facts, job: Job) -> dict[str, str]:
         **facts.environment,
         **({"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}),
         **RAY_ENVIRONMENT,
-        # Else Ray asks for a token wherever it finds one, such as in a home folder that only some pods have.
+        # Otherwise Ray requires a token wherever it finds one, such as in a home folder that only some pods have.
         **({} if facts.token_auth else {"RAY_AUTH_MODE": "disabled"}),
     }
 
@@ -151,14 +151,14 @@ def _pod(facts: Facts, job: Job, config_map_name: str, container_name: str) -> d
         **({facts.gpu_resource: str(job.gpus_per_node)} if job.needs_gpus else {}),
         **facts.extra_resources,
     }
-    # Saves and ends the run if there is one, then ends Ray: a shell as process 1 would not pass on the signal.
+    # Ends Ray explicitly, because a shell as process 1 would not forward SIGTERM to it.
     stop = f"python -m cfpo_verl.k8s.stop {job.run_dir} --deadline-s {facts.grace_s - _RAY_STOP_S}; ray stop"
     container: dict[str, Any] = {
         "name": container_name,
         "image": facts.image,
         "imagePullPolicy": facts.image_pull_policy,
         "workingDir": facts.work_dir or facts.volume.mount_path,
-        # In $(NAME) Kubernetes would put another variable's value.
+        # Kubernetes would expand $(NAME) to another variable's value.
         "env": [{"name": name, "value": value.replace("$(", "$$(")} for name, value in environment(facts, job).items()],
         "resources": {"limits": resources, "requests": dict(resources)},
         "lifecycle": {"preStop": {"exec": {"command": ["/bin/bash", "-c", stop]}}},
@@ -178,7 +178,7 @@ def _pod(facts: Facts, job: Job, config_map_name: str, container_name: str) -> d
         "tolerations": [dict(toleration) for toleration in facts.tolerations],
     }
     return {
-        # A pod whose Ray has ended is replaced, not filled with another Ray that knows nothing of the first.
+        # A pod whose Ray has ended is replaced: a restarted container would start a Ray without the old state.
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": facts.grace_s,
         **{key: value for key, value in optional.items() if value},
@@ -195,7 +195,7 @@ def _pod(facts: Facts, job: Job, config_map_name: str, container_name: str) -> d
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as such, and nothing as an alias."""
+    """Writes multi-line strings as block scalars, and no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Whether a manifest is one that Kubernetes and KubeRay know: rayjob.schema.yaml, and how its refusals are worded."""
+"""Validation of manifests against rayjob.schema.yaml."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -20,15 +20,15 @@ def _validator() -> Validator:
 
 
 def check(objects: Sequence[dict[str, Any]]) -> None:
-    """Refuse objects that the schema does not allow.
+    """Validate objects against the schema.
 
     Raises:
-        JobError: With a line for each value that does not fit.
+        JobError: With one line per invalid value.
     """
     problems = []
-    for each in objects:
-        for error in sorted(_validator().iter_errors(each), key=lambda error: list(map(str, error.absolute_path))):
-            place = ".".join(map(str, [each.get("kind", "?"), *error.absolute_path]))
+    for item in objects:
+        for error in sorted(_validator().iter_errors(item), key=lambda error: list(map(str, error.absolute_path))):
+            place = ".".join(map(str, [item.get("kind", "?"), *error.absolute_path]))
             problems.append(f"{place}: {error.message}")
     if problems:
-        raise JobError("\n".join([*problems, "See docs/kubernetes.md for what each key of the site's file becomes"]))
+        raise JobError("\n".join([*problems, "`cfpo-verl k8s example` explains each key of the site's file"]))
