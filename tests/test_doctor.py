@@ -124,7 +124,7 @@ def test_a_check_that_breaks_is_a_failure():
 
     [finding] = doctor._make(doctor.Check("broken", broken), quickstart())
     assert (finding.status, finding.check) == ("failed", "broken")
-    assert finding.found == "could not be checked (TypeError: no number)"
+    assert re.fullmatch(r"could not be checked \(TypeError: no number, in test_doctor.py line \d+\)", finding.found)
 
 
 def test_garbage_in_the_config_is_reported_and_not_raised(monkeypatch):

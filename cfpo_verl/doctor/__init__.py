@@ -142,8 +142,8 @@ def _make(check: Check, config: DictConfig) -> list[Finding]:
             failed(
                 f"could not be checked ({type(error).__name__}: {error}, in {Path(place.filename).name} line "
                 f"{place.lineno})",
-                "Usually a value of the wrong type: see the other failures and --cfg job. If the values are right, this "
-                "is a bug in cfpo_verl: please report it",
+                "Usually a value of the wrong type: see the other failures and --cfg job. If all values are right, "
+                "this is a bug in cfpo_verl: please report it",
             )
         ]
     return [replace(finding, check=check.name) for finding in found]
