@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cfpo_verl.errors import UserError
+from cfpo_verl.files import reading
 
 _STEP = re.compile(r"global_step_(\d+)")
 _SHARD = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
@@ -96,14 +97,15 @@ def newest_complete(checkpoints_dir: Path, expected: Expected) -> Found:
         WorldSizeError: If that checkpoint is of another world size. An older one that would fit is not taken
             instead: what was trained since would be lost without a word.
     """
-    saved = filter(is_checkpoint, checkpoints_dir.iterdir()) if checkpoints_dir.is_dir() else ()
     skipped: dict[Path, str] = {}
-    for checkpoint in sorted(saved, key=step_of, reverse=True):
-        reason = why_incomplete(checkpoint, expected)
-        if reason is None:
-            check_world_size(checkpoint, expected)
-            return Found(checkpoint, skipped)
-        skipped[checkpoint] = reason
+    with reading(checkpoints_dir):
+        saved = filter(is_checkpoint, checkpoints_dir.iterdir()) if checkpoints_dir.is_dir() else ()
+        for checkpoint in sorted(saved, key=step_of, reverse=True):
+            reason = why_incomplete(checkpoint, expected)
+            if reason is None:
+                check_world_size(checkpoint, expected)
+                return Found(checkpoint, skipped)
+            skipped[checkpoint] = reason
     return Found(None, skipped)
 
 

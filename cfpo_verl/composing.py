@@ -77,6 +77,9 @@ def explained(overrides: Sequence[str]) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(str(error), overrides)) from error
+    except yaml.YAMLError as error:
+        # A config file, which the error names with its line.
+        raise ConfigError(str(error)) from error
     except ValueError as error:
         # Hydra's own for a number where the name of a file in a group belongs.
         if not str(error).startswith("Config group override"):
@@ -125,8 +128,22 @@ def read_config(file: Path, overrides: Sequence[str]) -> DictConfig:
     OmegaConf.set_struct(config, True)
     try:
         config.merge_with_dotlist(list(overrides))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{' '.join(overrides)}: a value is not YAML ({getattr(error, 'problem', error)})") from error
     except (ConfigAttributeError, ConfigKeyError) as error:
         raise ConfigError(f"--config {file}: there is no key {error.full_key!r} in it") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"--config {file}: {error.full_key}: {str(error).splitlines()[0]}") from error
     return config
+
+
+def resolved_yaml(config: DictConfig) -> str:
+    """Return a config as YAML, with its interpolations resolved.
+
+    Raises:
+        ConfigError: If one cannot be resolved.
+    """
+    try:
+        return OmegaConf.to_yaml(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error

@@ -11,10 +11,16 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from cfpo_verl.errors import UserError
+
 # CPUs that verl's placement groups reserve: max_colocate_count of ResourcePoolManager, and of standalone replicas.
 CPUS_PER_GPU, CPUS_PER_STANDALONE_GPU = 3, 2
 
 RAY_COUNTS = ("num_cpus", "num_gpus")
+
+
+class DemandError(UserError):
+    """A count in the config is not one; the message names the key, the value and the rule."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,19 @@ def generates_separately(config: DictConfig) -> bool:
 
 
 def trainer_nodes(config: DictConfig) -> Nodes:
-    """Return the nodes of the trainer."""
-    return Nodes(config.trainer.nnodes, config.trainer.n_gpus_per_node)
+    """Return the nodes of the trainer.
+
+    Raises:
+        DemandError: If a count is not a whole number above 0.
+    """
+    trainer = config.trainer
+    return Nodes(_count("trainer.nnodes", trainer.nnodes), _count("trainer.n_gpus_per_node", trainer.n_gpus_per_node))
+
+
+def _count(key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise DemandError(f"{key}={value!r}: give a whole number above 0")
+    return value
 
 
 def generation_nodes(config: DictConfig) -> Nodes:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cfpo_verl.errors import UserError
 
 
@@ -29,6 +31,29 @@ def reading(path: Path) -> Iterator[None]:
         raise FileError(f"{path}: cannot be read: not UTF-8 text (byte {error.start})") from error
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping. An empty file is an empty mapping.
+
+    Raises:
+        FileError: If it cannot be read, is not YAML or is not a mapping; with the line where there is one.
+    """
+    with reading(path):
+        text = path.read_text(encoding="utf-8")
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise FileError(f"{place}: not YAML ({getattr(error, 'problem', None) or error})") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise FileError(f"{path}: must be a mapping of keys to values, got a {type(content).__name__}")
+    if wrong := [key for key in content if not isinstance(key, str)]:
+        raise FileError(f"{path}: keys must be strings, got {wrong[0]!r}")
+    return content
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Name the file if the system refuses to write it.
@@ -39,7 +64,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise FileError(f"{error.filename or path}: cannot be written ({error.strerror or error})") from error
+        raise FileError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from cfpo_verl.checkpoints import LAYOUTS, Expected, Found, newest_complete
 from cfpo_verl.demands import has_critic, loggers, trainer_nodes
+from cfpo_verl.files import reading, write_atomically
 
 # Loggers that go on with a run by variables <PREFIX>_RUN_ID and <PREFIX>_RESUME.
 _PREFIXES = {"wandb": "WANDB", "swanlab": "SWANLAB"}
@@ -73,7 +74,8 @@ def _tracking_id(folder: Path) -> str:
     """Return the id in the run folder, made at the first attempt."""
     path = folder / "tracking_id"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         # Older releases of SwanLab take exactly 21 of these characters, W&B anything like it.
-        path.write_text("".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(21)) + "\n")
-    return path.read_text().strip()
+        new_id = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(21))
+        write_atomically(path, f"{new_id}\n")
+    with reading(path):
+        return path.read_text(encoding="utf-8").strip()

@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cfpo_verl import doctor, resume, run_dir
 from cfpo_verl.checkpoints import Found, set_aside
-from cfpo_verl.composing import ConfigError, choices, compose, explained, read_config
+from cfpo_verl.composing import ConfigError, choices, compose, explained, read_config, resolved_yaml
 from cfpo_verl.doctor import report
 from cfpo_verl.doctor.finding import failed
 from cfpo_verl.errors import UserError, last_line
-from cfpo_verl.files import nearest_folder
+from cfpo_verl.files import nearest_folder, writing
 from cfpo_verl.processes import ending_what_it_starts
 from cfpo_verl.progress import following
 
@@ -128,7 +128,8 @@ def train(config: DictConfig, nodes: bool = False) -> Path | None:
     found = _find_checkpoint(config)
     run_dir.take_stop_request(folder)  # left by an earlier attempt
     # Before what holds for this attempt alone is put in, so that the file serves for another run.
-    run_dir.write_attempt(folder, attempt, OmegaConf.to_yaml(config, resolve=True))
+    with writing(folder):
+        run_dir.write_attempt(folder, attempt, resolved_yaml(config))
     # Loggers read these in another process.
     variables = {
         "VERL_FILE_LOGGER_PATH": str(run_dir.metrics_path(folder, attempt)),
@@ -286,7 +287,7 @@ def _show(error: UserError) -> None:
 def _dry_run(config: DictConfig, nodes: bool) -> int:
     """Print the resolved config and what the checks find, and return the exit status."""
     os.environ.update(doctor.worker_env(config))
-    print(OmegaConf.to_yaml(config, resolve=True))
+    print(resolved_yaml(config))
     findings = doctor.examine(config, nodes=nodes)
     report.print_table(findings, sys.stdout)
     if not doctor.failures(findings):
@@ -325,10 +326,14 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
+    for argument in arguments:
+        flag, equals, _value = argument.partition("=")
+        if equals and flag in ("--ray", "--dry-run"):
+            raise ConfigError(f"{argument}: {flag} takes no value. Give it alone, or leave it out")
     try:
         ours, others = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
-        raise ConfigError(str(error).replace("argument ", "")) from None
+        raise ConfigError(f"{error.argument_name}: {error.message}") from None
     chosen = [f"--{name.replace('_', '-')}" for name, value in vars(ours).items() if value]
     flags = [argument for argument in others if argument.startswith("-")]
     if chosen and flags:

@@ -21,6 +21,7 @@ from typing import Annotated
 
 import typer
 
+from cfpo_verl.files import FileError
 from cfpo_verl.terminal import App
 
 
@@ -378,6 +379,8 @@ def _main(
         described, missing = describe_all()
         typer.echo(json.dumps({"verl": version("verl"), "uses": described, "missing": [*missing, *_compose_all()]}))
         raise SystemExit(1 if missing else 0)
+    if folder is not None and not (folder / "verl" / "__init__.py").is_file():
+        raise FileError(f"{folder}: no package verl here. Make one with pip install --no-deps --target {folder} verl")
     found = [_described_by_subprocess(place) for place in dict.fromkeys((None, folder))]
     last = found[-1]
     missing, described = list(last["missing"]), dict(last["uses"])  # type: ignore[call-overload]

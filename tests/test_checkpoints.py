@@ -25,6 +25,7 @@ from cfpo_verl.checkpoints import (
     set_aside,
     why_incomplete,
 )
+from cfpo_verl.files import FileError
 
 TWO_RANKS = Expected(world_size=2)
 SHARDS = [f"{name}_world_size_2_rank_{rank}.pt" for name in ("model", "optim", "extra_state") for rank in (0, 1)]
@@ -342,6 +343,17 @@ def test_a_checkpoint_that_cannot_be_set_aside(tmp_path, monkeypatch):
         train.RefusedError, match=r"global_step_3 is not whole and cannot be renamed \(Permission denied"
     ):
         train._find_checkpoint(config)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    save(tmp_path, 3, world_size=1)
+
+    def deny(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", deny)
+    with pytest.raises(FileError, match=rf"{tmp_path}: cannot be read \(Permission denied\)"):
+        newest_complete(tmp_path, Expected(world_size=1))
 
 
 def test_a_path_of_the_users_loses_its_slash(tmp_path):

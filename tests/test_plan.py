@@ -9,7 +9,7 @@ from conftest import PROJECT, in_checkout
 
 from cfpo_verl.composing import compose
 from cfpo_verl.demands import gpus_needed
-from cfpo_verl.plan.errors import PlanError
+from cfpo_verl.errors import UserError
 from cfpo_verl.plan.hardware import find_gpu, gpu_types
 from cfpo_verl.plan.read_config import read_run
 
@@ -88,7 +88,7 @@ def test_own_hardware_is_used(run_cli, tmp_path):
         ([*QUICKSTART, "trainer.no_such_key=1"], "no_such_key"),
         ([*QUICKSTART, "actor_rollout_ref.model.path=org/model"], "actor_rollout_ref.model.path=org/model: no folder"),
         ([*QUICKSTART, "--gpu", "TPU"], "no GPU type called 'TPU'. Choose one of: A100-80GB, H100-80GB"),
-        ([*QUICKSTART, "--hardware", "none.yaml"], "none.yaml: No such file"),
+        ([*QUICKSTART, "--hardware", "none.yaml"], "none.yaml: cannot be read (No such file or directory)"),
         ([*QUICKSTART, "--response-tokens", "9"], "--response-tokens must be above 0 and at most 8"),
         ([*QUICKSTART, "--limit-share", "1"], "--limit-share must be at least 0 and below 1"),
         ([*QUICKSTART, "--figure", "x.png"], "--figure draws the table of --scale. Give both"),
@@ -111,20 +111,45 @@ def test_help_has_examples(run_cli):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gpus: [", "is not YAML"),
+        ("base:\n  a: 1\ngpus: [", "own.yaml, line 3: not YAML"),
+        ("\xff", "own.yaml: cannot be read: not UTF-8"),
         ("gpu: {}", "only the keys base and gpus are known, got gpu"),
-        ("- 1", "only the keys base and gpus are known, got list"),
-        ("gpus: {X: {memory_gb: 10}}", "GPU type X: these keys are missing or unknown: memory_gb_s, nvlink_gb_s, peak"),
-        ("gpus: {H200: {memory: 10}}", "GPU type H200: these keys are missing or unknown: memory"),
+        ("1: {}", "keys must be strings, got 1"),
+        ("- 1", "must be a mapping of keys to values, got a list"),
+        ("base: 3", "base must be a mapping of keys to values, got 3"),
+        ("gpus: [1]", r"gpus must be a mapping of keys to values, got \[1\]"),
+        ("gpus: {X: 5}", r"gpus\.X must be a mapping of keys to numbers, got 5"),
+        ("gpus: {X: {memory_gb: 10}}", "GPU type X: missing keys: memory_gb_s, nvlink_gb_s, peak"),
+        ("gpus: {H200: {memory: 10}}", "GPU type H200: unknown keys: memory"),
+        ("gpus: {H200: {1: 10}}", "GPU type H200: unknown keys: 1"),
         ("gpus: {H200: {memory_gb: 0}}", "GPU type H200: memory_gb must be a positive number, got 0"),
+        ("gpus: {H200: {memory_gb: .nan}}", "GPU type H200: memory_gb must be a positive number, got nan"),
         ("base: {matmul_efficiency: fast}", "matmul_efficiency must be a positive number, got 'fast'"),
     ],
 )
 def test_a_wrong_hardware_file_is_refused(text, message, tmp_path):
     path = tmp_path / "own.yaml"
-    path.write_text(text)
-    with pytest.raises(PlanError, match=message):
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=message) as refusal:
         gpu_types(path)
+    assert str(refusal.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("figure", "message"),
+    [("scale.xyz", "cannot draw a .xyz file. Choose a name ending in .png"), ("/proc/a.png", "/proc/a.png: cannot be")],
+)
+def test_a_figure_that_cannot_be_drawn(run_cli, figure, message):
+    result = run_cli(*ON_GPUS, "--scale", "--figure", figure)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+def test_a_file_of_problems_that_is_no_parquet(run_cli, tmp_path):
+    (tmp_path / "x.parquet").write_text("abc")
+    result = run_cli(*QUICKSTART, "data.train_files=x.parquet", "trainer.total_training_steps=null")
+    assert result.returncode == 2
+    assert "data.train_files: x.parquet: not a parquet file" in result.stderr
 
 
 def test_own_assumptions_hold_for_every_gpu(tmp_path):

@@ -1,5 +1,6 @@
 """Memory by part and phase: worked by hand, and read from verl's own configs."""
 
+import re
 from copy import deepcopy
 from functools import cache
 
@@ -9,8 +10,8 @@ from omegaconf import OmegaConf
 
 from cfpo_verl import plan
 from cfpo_verl.composing import verl_config_dir
+from cfpo_verl.errors import UserError
 from cfpo_verl.plan.advice import first_change, overshoot_gb
-from cfpo_verl.plan.errors import PlanError
 from cfpo_verl.plan.hardware import find_gpu
 from cfpo_verl.plan.memory import Stage, kv_tokens, logit_bytes, micro_batches, phases, stages
 from cfpo_verl.plan.read_config import read_run
@@ -272,11 +273,15 @@ def test_a_change_that_is_not_enough_says_so():
         (["actor_rollout_ref.actor.fsdp_config.fsdp_size=3"], "fsdp_size=3 does not divide 8 GPUs"),
         (["actor_rollout_ref.actor.use_dynamic_bsz=false"], "neither a token budget nor a micro-batch size"),
         (["actor_rollout_ref.rollout.dtype=fp8"], "rollout.dtype=fp8 is not known to plan, only: fp32"),
-        (["data.train_batch_size=0"], "must be at least 1"),
+        (["data.train_batch_size=0"], "data.train_batch_size=0: give a whole number above 0"),
+        (["actor_rollout_ref.rollout.max_num_seqs=abc"], "max_num_seqs='abc': give a whole number above 0"),
+        (["trainer.nnodes=abc"], "trainer.nnodes='abc': give a whole number above 0"),
+        (["trainer.n_gpus_per_node=0"], "trainer.n_gpus_per_node=0: give a whole number above 0"),
+        (["trainer.n_gpus_per_node=${nothing}"], "trainer.n_gpus_per_node: Interpolation key 'nothing' not found"),
     ],
 )
 def test_what_is_not_covered_is_refused_by_name(overrides, message):
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(UserError, match=re.escape(message)):
         plan.memory_per_gpu_gb(verl_config(*overrides))
 
 

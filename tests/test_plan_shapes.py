@@ -104,7 +104,14 @@ def test_keys_and_values_are_those_of_vllm(run_forked):
     ("config", "message"),
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not known to plan, only: llama, qwen2"),
-        ({"model_type": "qwen2"}, "config.json is not the config of a language model: KeyError"),
+        ({"model_type": ["qwen2"]}, r"model_type \['qwen2'\] is not known to plan"),
+        ({"model_type": "qwen2"}, "config.json: num_attention_heads must be a whole number above 0, got None"),
+        (
+            {"model_type": "qwen2", "num_attention_heads": 0},
+            "num_attention_heads must be .*, got 0",
+        ),
+        ({"model_type": "qwen2", "num_attention_heads": "2"}, "num_attention_heads must be .*, got '2'"),
+        (["qwen2"], "config.json: not the config of a language model, but a list"),
         ({"model_type": "qwen3_moe", "num_experts": 8, "mlp_only_layers": [0]}, "experts in some layers only"),
     ],
 )

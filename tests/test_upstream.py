@@ -109,6 +109,8 @@ def test_another_verl_in_a_folder(tmp_path, monkeypatch):
     answers = {None: {"verl": "0.9.1", "uses": now, "missing": []}}
     answers[tmp_path] = {"verl": "0.11.0", "uses": newer, "missing": [f"{first}: gone away"]}
     monkeypatch.setattr(upstream, "_described_by_subprocess", answers.__getitem__)
+    (tmp_path / "verl").mkdir()
+    (tmp_path / "verl" / "__init__.py").write_text("")
     result = CliRunner().invoke(upstream.app, [str(tmp_path)])
     assert result.exit_code == 1
     printed = result.stdout
@@ -116,6 +118,13 @@ def test_another_verl_in_a_folder(tmp_path, monkeypatch):
     assert f"gone: {first}: gone away" in printed
     assert f"{second} was (x), is (x, y)" in printed
     assert CliRunner().invoke(upstream.app, []).exit_code == 0
+
+
+def test_a_folder_without_verl_is_refused(tmp_path):
+    """It would compare the installed verl with itself."""
+    result = CliRunner().invoke(upstream.app, [str(tmp_path)])
+    assert result.exit_code == 2
+    assert f"{tmp_path}: no package verl here" in result.stderr
 
 
 def test_a_folder_comes_first(tmp_path):

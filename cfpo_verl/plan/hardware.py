@@ -1,5 +1,6 @@
 """GPU types and the efficiencies that are assumed for them."""
 
+import math
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from cfpo_verl.files import read_mapping
 from cfpo_verl.plan.errors import PlanError
 
 
@@ -38,15 +40,19 @@ class Gpu:
         return (self.nvlink_gb_s if within_node else self.network_gb_s) * 1e9 * self.network_efficiency
 
 
-def _read(text: str, source: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise PlanError(f"{source} is not YAML: {error}") from error
-    unknown = set(content) - {"base", "gpus"} if isinstance(content, dict) else {type(content).__name__}
-    if unknown:
-        raise PlanError(f"{source}: only the keys base and gpus are known, got {', '.join(sorted(unknown))}")
-    return content
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the base values and the GPU types of a file of the user's."""
+    content = read_mapping(file)
+    if unknown := sorted(set(content) - {"base", "gpus"}):
+        raise PlanError(f"{file}: only the keys base and gpus are known, got {', '.join(unknown)}")
+    base, gpus = content.get("base") or {}, content.get("gpus") or {}
+    for place, node in {"base": base, "gpus": gpus}.items():
+        if not isinstance(node, dict):
+            raise PlanError(f"{file}: {place} must be a mapping of keys to values, got {node!r}")
+    for name, keys in gpus.items():
+        if not isinstance(keys, dict):
+            raise PlanError(f"{file}: gpus.{name} must be a mapping of keys to numbers, got {keys!r}")
+    return base, gpus
 
 
 def gpu_types(hardware_file: Path | None = None) -> dict[str, Gpu]:
@@ -56,31 +62,31 @@ def gpu_types(hardware_file: Path | None = None) -> dict[str, Gpu]:
         hardware_file: YAML file of the same form as hardware.yaml; what it says goes first.
 
     Raises:
-        PlanError: If it is missing, has an unknown key, or a value that is no number from 0 on.
+        FileError: If the file cannot be read or is not YAML.
+        PlanError: If a key is missing or unknown, or a value is not a positive number.
     """
-    content = _read((files("cfpo_verl.plan") / "hardware.yaml").read_text(), "hardware.yaml")
+    content = yaml.safe_load((files("cfpo_verl.plan") / "hardware.yaml").read_text())
     base, gpus = content["base"], content["gpus"]
     if hardware_file is not None:
-        try:
-            own = _read(hardware_file.read_text(), str(hardware_file))
-        except OSError as error:
-            raise PlanError(f"{hardware_file}: {error.strerror}") from error
-        base = {**base, **(own.get("base") or {})}
-        gpus = {**gpus, **{name: {**gpus.get(name, {}), **keys} for name, keys in (own.get("gpus") or {}).items()}}
-    return {name: _gpu(name, {**base, **keys}) for name, keys in gpus.items()}
+        own_base, own_gpus = _read(hardware_file)
+        base = {**base, **own_base}
+        gpus = {**gpus, **{name: {**gpus.get(name, {}), **keys} for name, keys in own_gpus.items()}}
+    source = f"{hardware_file}: " if hardware_file else ""
+    return {str(name): _gpu(str(name), {**base, **keys}, source) for name, keys in gpus.items()}
 
 
-def _gpu(name: str, keys: dict[str, Any]) -> Gpu:
+def _gpu(name: str, keys: dict[Any, Any], source: str) -> Gpu:
     expected = {field.name for field in fields(Gpu)} - {"name"}
-    wrong = sorted((expected - set(keys)) | (set(keys) - expected))
-    if wrong:
-        raise PlanError(f"GPU type {name}: these keys are missing or unknown: {', '.join(wrong)}")
+    missing, unknown = sorted(expected - set(keys)), sorted(map(str, set(keys) - expected))
+    for what, wrong in {"missing": missing, "unknown": unknown}.items():
+        if wrong:
+            raise PlanError(f"{source}GPU type {name}: {what} keys: {', '.join(wrong)}")
     for key, value in keys.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         # Overheads and reserves may be 0; everything else divides.
         may_be_zero = key.endswith(("overhead_s", "reserved_gb"))
-        if not is_number or value < 0 or (value == 0 and not may_be_zero):
-            raise PlanError(f"GPU type {name}: {key} must be a positive number, got {value!r}")
+        if not is_number or not 0 <= value < math.inf or (value == 0 and not may_be_zero):
+            raise PlanError(f"{source}GPU type {name}: {key} must be a positive number, got {value!r}")
     return Gpu(name=name, **{key: float(value) for key, value in keys.items()})
 
 
@@ -88,7 +94,8 @@ def find_gpu(name: str, hardware_file: Path | None = None) -> Gpu:
     """Return a GPU type by its name.
 
     Raises:
-        PlanError: If there is none of that name, or the file is not right.
+        FileError: If the file cannot be read or is not YAML.
+        PlanError: If there is no such type, or a value in the file is invalid.
     """
     known = gpu_types(hardware_file)
     if name not in known:

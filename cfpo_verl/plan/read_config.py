@@ -16,6 +16,8 @@ from cfpo_verl.demands import (
     trainer_nodes,
     worker_variables,
 )
+from cfpo_verl.errors import first_line
+from cfpo_verl.files import reading
 from cfpo_verl.plan.errors import PlanError
 from cfpo_verl.plan.run import Batch, Engine, Rollout, Run, Trainer
 from cfpo_verl.plan.shapes import shape_of
@@ -23,6 +25,18 @@ from cfpo_verl.plan.shapes import shape_of
 _BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 # vLLM's default of VLLM_CPU_KVCACHE_SPACE, in GiB.
 _CPU_KV_CACHE_GIB = "4"
+# What the estimate multiplies or divides by.
+_COUNTS = (
+    "data.train_batch_size",
+    "data.max_prompt_length",
+    "data.max_response_length",
+    "actor_rollout_ref.actor.ppo_mini_batch_size",
+    "actor_rollout_ref.actor.ppo_epochs",
+    "actor_rollout_ref.rollout.n",
+    "actor_rollout_ref.rollout.max_num_seqs",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size",
+    "actor_rollout_ref.rollout.pipeline_model_parallel_size",
+)
 _DEFAULT_RESPONSE_TOKENS = 2048
 _DEFAULT_PROMPT_TOKENS = 256
 
@@ -50,12 +64,16 @@ def read_run(
         batch = _batch(config, response_tokens, prompt_tokens, limit_share)
         run = Run(shape, _trainer(config, batch), _rollout(config), batch)
     except OmegaConfBaseException as error:
-        raise PlanError(f"the config is not one of verl's ppo_trainer: {error}") from error
+        raise PlanError(f"{error.full_key}: {first_line(error)}") from error
     _check_division(run)
     return run
 
 
 def _check_covered(config: DictConfig) -> None:
+    for key in _COUNTS:
+        value = OmegaConf.select(config, key, throw_on_missing=True)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise PlanError(f"{key}={value!r}: give a whole number above 0")
     actor = config.actor_rollout_ref.actor
     if actor.strategy not in ("fsdp", "fsdp2", "megatron"):
         raise PlanError(
@@ -94,12 +112,20 @@ def _check_division(run: Run) -> None:
 
 def _rows(config: DictConfig) -> int | None:
     """Return the rows of the training files, None unless all are parquet files at hand."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     paths = [Path(str(file)).expanduser() for file in data_files(config, "train_files")]
     if not all(path.is_file() and path.suffix == ".parquet" for path in paths):
         return None
-    return sum(pq.read_metadata(path).num_rows for path in paths)
+    rows = 0
+    for path in paths:
+        try:
+            with reading(path):
+                rows += pq.read_metadata(path).num_rows
+        except pa.ArrowInvalid as error:
+            raise PlanError(f"data.train_files: {path}: not a parquet file ({first_line(error)})") from error
+    return rows
 
 
 def _batch(config: DictConfig, response_tokens: float | None, prompt_tokens: float | None, limit_share: float) -> Batch:
@@ -115,8 +141,6 @@ def _batch(config: DictConfig, response_tokens: float | None, prompt_tokens: flo
             raise PlanError(f"{name} must be above 0 and at most {longest}, the longest in the config, got {value:g}")
     if not 0 <= limit_share < 1:
         raise PlanError(f"--limit-share must be at least 0 and below 1, got {limit_share}")
-    if min(data.train_batch_size, actor.ppo_mini_batch_size, config.actor_rollout_ref.rollout.n) < 1:
-        raise PlanError("data.train_batch_size, actor.ppo_mini_batch_size and rollout.n must be at least 1")
     return Batch(
         prompts=data.train_batch_size,
         responses_per_prompt=config.actor_rollout_ref.rollout.n,

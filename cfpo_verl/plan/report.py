@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from cfpo_verl.files import replacing
 from cfpo_verl.plan.advice import first_change
+from cfpo_verl.plan.errors import PlanError
 from cfpo_verl.plan.hardware import Gpu
 from cfpo_verl.plan.memory import kv_tokens, phases
 from cfpo_verl.plan.run import Run
@@ -122,15 +124,19 @@ def render_scaling(rows: list[Scaled]) -> Group:
 
 
 def draw_scaling(rows: list[Scaled], title: str, path: Path) -> Path:
-    """Draw seconds per step and cost against the number of GPUs, and save it as PNG.
+    """Draw seconds per step and cost against the number of GPUs.
 
     Args:
         rows: At least one.
         title: Above both panels.
-        path: The file to write.
+        path: File to write; its suffix is the format.
 
     Returns:
         The path.
+
+    Raises:
+        PlanError: If matplotlib does not know the format.
+        FileError: If the file cannot be written.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
@@ -160,5 +166,9 @@ def draw_scaling(rows: list[Scaled], title: str, path: Path) -> Path:
                 " stops paying", (end, 0.95), xycoords=("data", "axes fraction"), color="C3", fontsize="small"
             )
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    form = path.suffix.removeprefix(".").lower() or "png"
+    if form not in figure.canvas.get_supported_filetypes():
+        raise PlanError(f"--figure {path}: cannot draw a .{form} file. Choose a name ending in .png, .pdf or .svg")
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format=form)
     return path

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from cfpo_verl.files import reading
 from cfpo_verl.plan.errors import PlanError
 
 # model_type of a Hugging Face config: (a bias on q, k and v; a norm on every q and k head).
@@ -123,30 +124,31 @@ class ModelShape:
         """Read a Hugging Face config.
 
         Raises:
-            PlanError: If its architecture is not one of those whose parameters are known.
+            PlanError: If its architecture is not a known one, or a size is missing or not a whole number.
         """
         model_type = config.get("model_type")
-        if model_type not in _FAMILIES:
+        if not isinstance(model_type, str) or model_type not in _FAMILIES:
             raise PlanError(f"model_type {model_type!r} is not known to plan, only: {', '.join(_FAMILIES)}")
         qkv_bias, qk_norm = _FAMILIES[model_type]
         # transformers writes num_local_experts from version 5 on, the published configs have num_experts.
-        experts = config.get("num_experts") or config.get("num_local_experts") or 0
+        has_experts = bool(config.get("num_experts") or config.get("num_local_experts"))
+        experts = _count(config, "num_experts", "num_local_experts") if has_experts else 0
         if experts and (config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1):
             raise PlanError("a model with experts in some layers only is not known to plan")
-        heads = config["num_attention_heads"]
+        heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
         return cls(
-            hidden=config["hidden_size"],
-            layers=config["num_hidden_layers"],
+            hidden=hidden,
+            layers=_count(config, "num_hidden_layers"),
             heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            intermediate=config["moe_intermediate_size" if experts else "intermediate_size"],
-            vocabulary=config["vocab_size"],
+            kv_heads=_count(config, "num_key_value_heads", "num_attention_heads"),
+            head_dim=_count(config, "head_dim") if config.get("head_dim") else hidden // heads,
+            intermediate=_count(config, "moe_intermediate_size" if experts else "intermediate_size"),
+            vocabulary=_count(config, "vocab_size"),
             tied_embeddings=config.get("tie_word_embeddings", False),
             qkv_bias=config.get("attention_bias", qkv_bias) if model_type != "qwen2" else qkv_bias,
             qk_norm=qk_norm,
             experts=experts,
-            experts_per_token=config["num_experts_per_tok"] if experts else 0,
+            experts_per_token=_count(config, "num_experts_per_tok") if experts else 0,
         )
 
 
@@ -155,6 +157,34 @@ def table() -> list[tuple[str, ModelShape]]:
     """Return (name, shape) of the published models, in the order of shapes.yaml."""
     entries = yaml.safe_load((files("cfpo_verl.plan") / "shapes.yaml").read_text())
     return [(name, ModelShape(**entry["shape"])) for entry in entries for name in entry["names"]]
+
+
+def _read(config_file: Path) -> ModelShape:
+    with reading(config_file):
+        text = config_file.read_text(encoding="utf-8")
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise PlanError(f"{config_file}, line {error.lineno}: not JSON ({error.msg})") from error
+    if not isinstance(config, dict):
+        raise PlanError(f"{config_file}: not the config of a language model, but a {type(config).__name__}")
+    try:
+        return ModelShape.from_hf(config)
+    except PlanError as error:
+        raise PlanError(f"{config_file}: {error}") from error
+
+
+def _count(config: dict[str, Any], *keys: str) -> int:
+    """Return the first of these keys that is set.
+
+    Raises:
+        PlanError: If none is set, or the value is not a whole number above 0.
+    """
+    key = next((key for key in keys if config.get(key) is not None), keys[0])
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise PlanError(f"{key} must be a whole number above 0, got {value!r}")
+    return value
 
 
 def shape_of(model_path: str) -> ModelShape:
@@ -168,10 +198,7 @@ def shape_of(model_path: str) -> ModelShape:
     """
     config_file = Path(model_path).expanduser() / "config.json"
     if config_file.is_file():
-        try:
-            return ModelShape.from_hf(json.loads(config_file.read_text()))
-        except (KeyError, json.JSONDecodeError) as error:
-            raise PlanError(f"{config_file} is not the config of a language model: {error!r}") from error
+        return _read(config_file)
     name = PurePosixPath(model_path).name
     for pattern, shape in table():
         if fnmatchcase(name, pattern):
