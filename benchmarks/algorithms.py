@@ -13,10 +13,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from cfpo_verl.config_groups import names
 from cfpo_verl.run_dir import read_metrics
+from cfpo_verl.terminal import App
 
 PROJECT = Path(__file__).parents[1]
 PAGE = PROJECT / "docs" / "algorithms.md"
@@ -81,13 +84,21 @@ def table(measured: dict[str, dict[str, dict[str, float | None]]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Run the algorithms that are named, or all, and write what was measured after each."""
-    chosen = sys.argv[1:] or names("algo")
+app = App()
+
+
+@app.command()
+def _main(
+    algorithms: Annotated[list[str] | None, typer.Argument(help="Algorithms to run; all by default.")] = None,
+) -> None:
+    """Train two real steps with every algorithm on the CPU and write the table of docs/algorithms.md.
+
+    It takes about two minutes each. Rows of algorithms that are not run stay as they are.
+    """
+    chosen = algorithms or names("algo")
     unknown = sorted(set(chosen) - set(names("algo")))
     if unknown:
-        print(f"no algorithm called {unknown[0]!r}. Choose among: {', '.join(names('algo'))}", file=sys.stderr)
-        return 2
+        raise typer.BadParameter(f"no algorithm called {unknown[0]!r}. Choose one of: {', '.join(names('algo'))}")
     prepare()
     failed = []
     for algo in chosen:
@@ -105,8 +116,8 @@ def main() -> int:
         print(f"{algo}: done")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    app()

@@ -7,7 +7,6 @@ Every loss is called as verl's actor calls it, metrics included, and followed by
 losses changes from round to round, and times are medians over the rounds; compare the ratios, not the times.
 """
 
-import argparse
 import json
 import random
 import statistics
@@ -18,11 +17,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import psutil
 import torch
+import typer
 import verl  # noqa: F401  loads the plugin
 from rich.progress import track
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
@@ -30,6 +30,8 @@ from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
 from benchmarks.tables import print_rows
 from cfpo_verl.config import CfpoLossConfig, CfpoSequenceLossConfig, DrpoLossConfig
+from cfpo_verl.files import write_atomically
+from cfpo_verl.terminal import App
 
 LOSSES: dict[str, PolicyLossConfig] = {
     "vanilla": PolicyLossConfig(),
@@ -40,9 +42,9 @@ LOSSES: dict[str, PolicyLossConfig] = {
     "cfpo_sequence": CfpoSequenceLossConfig(),
     "drpo": DrpoLossConfig(),
 }
-SHAPES = [(8, 1024), (64, 4096), (256, 8192)]
+SHAPES = "8x1024,64x4096,256x8192"
 ESTIMATORS = ["grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "cfpo_grpo", "cfpo_dr_grpo", "cfpo_rloo"]
-ADVANTAGE_SHAPES = [(8192, 2048), (8192, 8192)]
+ADVANTAGE_SHAPES = "8192x2048,8192x8192"
 # Tensors of the size of a batch that the hungriest loss holds at once, its inputs included.
 TENSORS_AT_ONCE = 25
 
@@ -217,34 +219,52 @@ def shape_of(text: str) -> tuple[int, int]:
     """Parse 64x4096."""
     responses, _x, tokens = text.partition("x")
     if not (responses.isdigit() and tokens.isdigit() and int(responses) and int(tokens)):
-        raise argparse.ArgumentTypeError(f"a shape is RESPONSESxTOKENS, for example 64x4096, got {text!r}")
+        raise typer.BadParameter(f"a shape is RESPONSESxTOKENS, for example 64x4096, got {text!r}")
     return int(responses), int(tokens)
 
 
-def main() -> None:
-    """Measure, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="*", type=shape_of, default=SHAPES, metavar="BxT", help="of the losses")
-    parser.add_argument("--advantage-shapes", nargs="*", type=shape_of, default=ADVANTAGE_SHAPES, metavar="BxT")
-    parser.add_argument("--seconds", type=float, default=10, help="for each shape (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/losses.json"), help="default: %(default)s")
-    arguments = parser.parse_args()
+def shapes_of(text: str) -> list[tuple[int, int]]:
+    """Parse 64x4096,8x1024; nothing is no shape.
+
+    Raises:
+        typer.BadParameter: If a shape is not RESPONSESxTOKENS.
+    """
+    return [shape_of(shape) for shape in text.split(",") if shape]
+
+
+app = App()
+
+
+@app.command()
+def _main(
+    shapes: Annotated[str, typer.Option(help="Batches of the losses, comma-separated; none if empty.")] = SHAPES,
+    advantage_shapes: Annotated[
+        str, typer.Option(help="Batches of the advantages, comma-separated; none if empty.")
+    ] = ADVANTAGE_SHAPES,
+    seconds: Annotated[float, typer.Option(help="Time for each shape, in seconds.")] = 10,
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("benchmarks/losses.json"),
+) -> None:
+    """Measure time, memory and host synchronisations of our losses and advantages beside verl's own.
+
+    A shape is RESPONSESxTOKENS, for example 64x4096. Shapes that do not fit into memory are left out.
+    """
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    work = [(shape, device) for device in devices for shape in arguments.shapes]
+    work = [(shape, device) for device in devices for shape in shapes_of(shapes)]
     losses = []
     for shape, device in track(work, description="losses"):
         if not fits(shape, device):
             print(f"{shape[0]}x{shape[1]} left out on {device}: not enough memory")
             continue
-        losses += measure_losses(shape, device, arguments.seconds)
+        losses += measure_losses(shape, device, seconds)
     advantages = []
-    for shape in track(arguments.advantage_shapes, description="advantages"):
-        advantages += measure_advantages(shape, arguments.seconds)
+    for shape in track(shapes_of(advantage_shapes), description="advantages"):
+        advantages += measure_advantages(shape, seconds)
     if losses:
         print_rows(losses, "losses: forward, metrics and backward")
     if advantages:
         print_rows(advantages, "advantages")
-    arguments.out.write_text(
+    write_atomically(
+        out,
         json.dumps(
             {
                 "torch": torch.__version__,
@@ -254,10 +274,10 @@ def main() -> None:
                 "advantages": advantages,
             },
             indent=1,
-        )
+        ),
     )
-    print(arguments.out)
+    print(out)
 
 
 if __name__ == "__main__":
-    main()
+    app()

@@ -8,10 +8,12 @@ not give the mean length of responses, it is the one at which the update of the 
 that cell is then no test of the model and is marked with =.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from cfpo_verl.plan.hardware import Gpu, find_gpu
 from cfpo_verl.plan.memory import phases
@@ -20,6 +22,7 @@ from cfpo_verl.plan.run import Batch, Rollout, Run, Trainer
 from cfpo_verl.plan.scale import scale
 from cfpo_verl.plan.shapes import shape_of
 from cfpo_verl.plan.step_time import step_time
+from cfpo_verl.terminal import App
 
 FULLY_ASYNC = "https://github.com/verl-project/verl/blob/main/docs/advance/fully_async.md"
 ONE_STEP_OFF = "https://github.com/verl-project/verl/blob/main/docs/advance/one_step_off.md"
@@ -358,16 +361,19 @@ def markdown() -> str:
     return "\n".join(f"**{title}**\n\n{to_markdown(section())}" for title, section in SECTIONS.items())
 
 
-def main() -> None:
-    """Print the tables, and draw if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--figure", type=Path, help="draw the scaling example to this PNG")
-    arguments = parser.parse_args()
+app = App()
+
+
+@app.command()
+def _main(
+    figure: Annotated[Path | None, typer.Option(help="Draw the scaling example to this PNG file.")] = None,
+) -> None:
+    """Print the tables of docs/plan.md: how cost grows, and published times beside the estimated ones."""
     print(f"{to_markdown(scaling())}\n{markdown()}")
-    if arguments.figure:
+    if figure is not None:
         rows = scale(scaling_run(), find_gpu("H100-80GB"))
-        draw_scaling(rows, "Qwen2.5-7B, FSDP on H100: the same batch on more GPUs (estimated)", arguments.figure)
+        draw_scaling(rows, "Qwen2.5-7B, FSDP on H100: the same batch on more GPUs (estimated)", figure)
 
 
 if __name__ == "__main__":
-    main()
+    app()

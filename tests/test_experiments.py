@@ -9,6 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from model_shapes import config_of, write_folder
 from omegaconf import OmegaConf
+from typer.testing import CliRunner
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tracking import Tracking
@@ -346,10 +347,10 @@ def test_the_table_of_algorithms_leaves_out_what_a_loss_does_not_report():
     assert (cells[" reward "], cells[" seconds "], cells[" gradient norm "]) == (" 0.25 ", " 31.3 ", "  ")
 
 
-def test_an_unknown_algorithm_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["algorithms", "ppo"])
-    assert algorithm_runs.main() == 2
-    assert "no algorithm called 'ppo'. Choose among: cfpo, " in capsys.readouterr().err
+def test_an_unknown_algorithm_is_refused():
+    result = CliRunner().invoke(algorithm_runs.app, ["ppo"])
+    assert result.exit_code == 2
+    assert "no algorithm called 'ppo'. Choose one of: cfpo, " in result.stderr
 
 
 def test_the_table_of_combinations_has_every_choice():
