@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from cfpo_verl.composing import verl_config_dir
-from cfpo_verl.demands import RAY_COUNTS, gpus_needed, trainer_nodes
+from cfpo_verl.demands import RAY_COUNTS, gpus_needed
 from cfpo_verl.errors import UserError
 from cfpo_verl.files import reading
 

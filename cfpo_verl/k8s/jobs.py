@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from cfpo_verl import sites
 from cfpo_verl.composing import compose, explained
 from cfpo_verl.demands import cpus_needed, worker_variables
@@ -47,7 +49,7 @@ def _plan(overrides: Sequence[str], config_dir: Path) -> tuple[Facts, Job]:
     return facts, Job(
         name=site_facts.job_name(facts, str(config.trainer.experiment_name)),
         run_dir=run_dir,
-        config=resolved_yaml(config),
+        config=OmegaConf.to_yaml(config, resolve=True),
         overrides=shlex.join(overrides),
         nodes=nodes,
         gpus_per_node=config.trainer.n_gpus_per_node,

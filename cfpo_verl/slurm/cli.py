@@ -1,7 +1,6 @@
 """`cfpo-verl slurm`: render, submit, monitor and cancel jobs."""
 
 import os
-import shutil
 import sys
 from importlib.resources import files
 from pathlib import Path

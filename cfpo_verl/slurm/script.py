@@ -161,11 +161,3 @@ def render(cluster: Cluster, job: Job, template: Path | None = None) -> str:
         raise JobError(
             f"{template}: {line}{type(error).__name__}: {error}. See docs/slurm.md for the values a template can use"
         ) from error
-
-
-def _place(template: Path, error: Exception) -> str:
-    """Return the path of the template, with the line that failed where that is known."""
-    lines: list[int | None] = [error.lineno] if isinstance(error, TemplateSyntaxError) else []
-    frames = traceback.extract_tb(error.__traceback__)
-    lines += [frame.lineno for frame in frames if Path(frame.filename) == template.absolute()]
-    return f"{template}, line {lines[-1]}" if lines else str(template)
