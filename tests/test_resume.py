@@ -86,7 +86,7 @@ def lines(file: Path) -> list[dict]:
 
 def test_it_says_where_it_saved_and_where_it_goes_on(stopped):
     checkpoints = stopped.run_dir / "checkpoints"
-    saved = f"stopped on request; saved {checkpoints}/global_step_1. The same command goes on from there"
+    saved = f"stopped on request; saved {checkpoints}/global_step_1. Run the same command again to resume from there"
     assert saved in stopped.first.stderr
     assert stopped.is_flag_removed
     assert (

@@ -141,7 +141,10 @@ def test_bypass_mode_leaves_our_loss_in_place(workplace, use_v1, policy_loss):
     command += ["trainer.total_training_steps=1", "trainer.val_before_train=false", "trainer.test_freq=-1"]
     result = subprocess.run(command, cwd=workplace, env=clean_environment({}), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-5000:]
-    assert f"warning: bypass_mode: the loss {policy_loss} runs" in result.stderr
+    assert (
+        f"warning: algorithm.rollout_correction.bypass_mode=true: {policy_loss} uses the ratio to the rollout engine's probabilities"
+        in result.stderr
+    )
     values = read_metrics(run_dir)[1]
     assert values["actor/cfpo/ratio_deviation"] > 0
     assert values["actor/cfpo/rescued_frac"] >= 0
@@ -207,4 +210,4 @@ def test_ctrl_c_ends_ray_and_vllm(workplace):
                 process.terminate()  # the run's own clean-up ends Ray and vLLM
                 process.wait(timeout=60)
     assert stack_processes() - before == set()
-    assert "interrupted; everything it had started is ended" in (workplace / "interrupted.txt").read_text()
+    assert "interrupted; every process it started has ended" in (workplace / "interrupted.txt").read_text()
