@@ -1,16 +1,16 @@
-"""Which checkpoint of a folder is whole. Pure functions on files: nothing is loaded, nothing is changed.
+"""Which checkpoints are complete, judged from their files; no weights are loaded.
 
-verl (0.9.1) writes a checkpoint in this order, and none of it atomically:
+verl 0.9.1 writes a checkpoint in this order, and not atomically:
 
     global_step_<N>/actor/      FSDP: for each rank model_, optim_, extra_state_world_size_<W>_rank_<R>.pt, then
                                 huggingface/ (config, tokenizer), fsdp_config.json.
-                                Megatron: model/, optimizer/, extra/, then ckpt_contents.json, the one atomic file
+                                Megatron: model/, optimizer/, extra/, then ckpt_contents.json, the only atomic write
     global_step_<N>/critic/     the same, if there is a critic
-    global_step_<N>/data.pt     where the data loader is
-    global_step_<N>/transfer_queue/   only for the trainer's asynchronous modes
-    latest_checkpointed_iteration.txt   the step, which verl itself resumes from without a look at the rest
+    global_step_<N>/data.pt     position of the data loader
+    global_step_<N>/transfer_queue/   asynchronous trainers only
+    latest_checkpointed_iteration.txt   the step; verl resumes from it without checking the rest
 
-The layout of Megatron was read in verl's source and not tried.
+Megatron's layout is taken from verl's source and has not been tried.
 """
 
 import json
@@ -25,21 +25,21 @@ from cfpo_verl.files import reading
 
 _STEP = re.compile(r"global_step_(\d+)")
 _SHARD = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
-# The name in verl's load_contents, and that of its FSDP shards.
+# Names in verl's load_contents, and the prefixes of its FSDP shards.
 _SHARD_NAMES = {"model": "model", "optimizer": "optim", "extra": "extra_state"}
 LAYOUTS = {"fsdp": "fsdp", "fsdp2": "fsdp", "veomni": "fsdp", "megatron": "megatron"}
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a run has to find in a checkpoint to go on from it.
+    """What a checkpoint must contain so that a run can resume from it.
 
     Args:
-        world_size: Ranks of the run. FSDP loads only what as many ranks saved.
-        layout: "fsdp" or "megatron": how verl's engine lays out a model, see `LAYOUTS`.
-        roles: Folders with a model: actor, and critic if there is one.
+        world_size: Ranks of the run. FSDP loads only shards that the same number of ranks saved.
+        layout: "fsdp" or "megatron", the files of verl's engine, see `LAYOUTS`.
+        roles: Folders of models: actor, and critic if there is one.
         contents: verl's load_contents: model, optimizer, extra, hf_model.
-        is_async: Whether the trainer keeps prompts in flight, which are saved too.
+        is_async: Whether the trainer is asynchronous; its unfinished prompts are saved too.
     """
 
     world_size: int
@@ -51,11 +51,11 @@ class Expected:
 
 @dataclass(frozen=True)
 class Found:
-    """What there is in a folder of checkpoints.
+    """The result of a search for a checkpoint.
 
     Args:
-        path: The newest whole checkpoint, None if there is none.
-        skipped: The newer ones, newest first, and why each is not whole.
+        path: The newest complete checkpoint, None if there is none.
+        skipped: The newer incomplete ones, newest first, each with the reason.
     """
 
     path: Path | None
@@ -77,7 +77,7 @@ class WorldSizeError(UserError):
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path is a folder global_step_<N>, whole or not."""
+    """Whether a path is a folder global_step_<N>, complete or not."""
     return bool(_STEP.fullmatch(path.name)) and path.is_dir()
 
 
@@ -87,15 +87,16 @@ def step_of(checkpoint: Path) -> int:
 
 
 def newest_complete(checkpoints_dir: Path, expected: Expected) -> Found:
-    """Find the newest checkpoint that is whole, without verl's tracker file.
+    """Find the newest complete checkpoint. verl's tracker file is not used.
 
     Args:
-        checkpoints_dir: The folder with the folders global_step_<N>; it need not exist.
-        expected: What the run needs of it.
+        checkpoints_dir: Folder with the folders global_step_<N>; it need not exist.
+        expected: What the checkpoint must contain.
 
     Raises:
-        WorldSizeError: If that checkpoint is of another world size. An older one that would fit is not taken
-            instead: what was trained since would be lost without a word.
+        WorldSizeError: If that checkpoint was saved by another number of ranks. An older one that fits is not used
+            instead, because the training since then would be lost silently.
+        FileError: If the system refuses to read the folder or a checkpoint.
     """
     skipped: dict[Path, str] = {}
     with reading(checkpoints_dir):
@@ -110,10 +111,10 @@ def newest_complete(checkpoints_dir: Path, expected: Expected) -> Found:
 
 
 def set_aside(checkpoint: Path) -> Path:
-    """Rename a checkpoint that is not whole, and return its new path.
+    """Rename an incomplete checkpoint and return its new path.
 
-    The run comes to that step again. If it were stopped while it saves there, old and new shards together could pass
-    for a whole checkpoint.
+    The run will save at the same step again. If it were killed while saving, a mixture of old and new shards could
+    pass for a complete checkpoint.
     """
     number = 1
     while (aside := checkpoint.with_name(f"{checkpoint.name}.incomplete{number}")).exists():
@@ -122,7 +123,7 @@ def set_aside(checkpoint: Path) -> Path:
 
 
 def why_incomplete(checkpoint: Path, expected: Expected) -> str | None:
-    """Say what is missing or broken in a checkpoint, None if it is whole, for whatever number of ranks."""
+    """Return what is missing or broken in a checkpoint, None if it is complete. The number of ranks is not checked."""
     for role in expected.roles:
         problem = why_model_incomplete(checkpoint / role, expected.layout, expected.contents)
         if problem:
@@ -133,24 +134,24 @@ def why_incomplete(checkpoint: Path, expected: Expected) -> str | None:
 
 
 def why_model_incomplete(folder: Path, layout: str, contents: Iterable[str]) -> str | None:
-    """Say what is missing or broken in the folder of one model, such as global_step_3/actor, None if it is whole.
+    """Return what is missing or broken in a model's folder, such as global_step_3/actor, None if it is complete.
 
     Args:
         folder: The folder.
         layout: "fsdp" or "megatron".
-        contents: What of it is needed, as in verl's load_contents.
+        contents: The required parts, as in verl's load_contents.
     """
     if not folder.is_dir():
-        return f"there is no {folder.name}/"
+        return f"{folder.name}/ is missing"
     check = _fsdp_problems if layout == "fsdp" else _megatron_problems
     return next((f"{folder.name}/{problem}" for problem in check(folder, contents)), None)
 
 
 def saved_world_size(model_folder: Path) -> int | None:
-    """Return how many ranks saved the FSDP shards of a folder, None if there are none.
+    """Return the number of ranks that saved the FSDP shards of a folder, None if there are no shards.
 
-    Where there are several, left over by a run that was saved again to the same folder, the file that was written
-    last decides: fsdp_config.json, else the newest shard.
+    A folder to which runs of several sizes have saved has shards of each. The last write decides: fsdp_config.json,
+    or the newest shard if that file is missing.
     """
     try:
         return int(json.loads((model_folder / "fsdp_config.json").read_text())["world_size"])
@@ -161,19 +162,19 @@ def saved_world_size(model_folder: Path) -> int | None:
 
 
 def check_world_size(checkpoint: Path, expected: Expected) -> None:
-    """Refuse a checkpoint that verl's FSDP engine could not load.
+    """Reject a checkpoint that verl's FSDP engine cannot load.
 
     Raises:
-        WorldSizeError: With the way out.
+        WorldSizeError: If it was saved by another number of ranks.
     """
     if expected.layout != "fsdp":
-        return  # Megatron's are made to be loaded by any number of ranks
+        return  # any number of ranks can load Megatron's checkpoints
     saved = saved_world_size(checkpoint / expected.roles[0])
     if saved != expected.world_size:
         raise WorldSizeError(
-            f"{checkpoint} was saved by {saved} ranks, and FSDP can load it only into as many: this run has "
+            f"{checkpoint} was saved by {saved} ranks, and FSDP can load it only on the same number: this run has "
             f"{expected.world_size} (trainer.nnodes * trainer.n_gpus_per_node)",
-            f"Run it on {saved}; or begin anew from its weights, without the optimiser's state: "
+            f"Run on {saved} GPUs; or start a new run from its weights, without the optimiser state: "
             "`python -m verl.model_merger merge --backend fsdp "
             f"--local_dir {checkpoint / expected.roles[0]} --target_dir MODEL`, then "
             "actor_rollout_ref.model.path=MODEL and another run_dir",
@@ -181,7 +182,7 @@ def check_world_size(checkpoint: Path, expected: Expected) -> None:
 
 
 def _fsdp_problems(folder: Path, contents: Iterable[str]) -> Iterator[str]:
-    """Yield what is wrong with the folder of a model, as verl's FSDPCheckpointManager writes it."""
+    """Yield the problems of a model's folder written by verl's FSDPCheckpointManager."""
     world_size = saved_world_size(folder)
     if world_size is None:
         yield "model_world_size_<W>_rank_<R>.pt are missing"
@@ -195,7 +196,7 @@ def _fsdp_problems(folder: Path, contents: Iterable[str]) -> Iterator[str]:
 
 
 def _megatron_problems(folder: Path, contents: Iterable[str]) -> Iterator[str]:
-    """Yield what is wrong with the folder of a model, as verl's MegatronCheckpointManager writes it."""
+    """Yield the problems of a model's folder written by verl's MegatronCheckpointManager."""
     try:
         manifest = json.loads((folder / "ckpt_contents.json").read_text())
         saved, parts = manifest["save_contents"], manifest["contents"].values()
@@ -204,7 +205,7 @@ def _megatron_problems(folder: Path, contents: Iterable[str]) -> Iterator[str]:
         yield "ckpt_contents.json, which is written last, is missing or broken"
         return
     yield from (
-        f"{content} was not saved, and load_contents asks for it" for content in contents if content not in saved
+        f"{content} was not saved, but load_contents requires it" for content in contents if content not in saved
     )
     for path, form in paths.items():
         if not (folder / path).exists():
@@ -212,10 +213,10 @@ def _megatron_problems(folder: Path, contents: Iterable[str]) -> Iterator[str]:
         elif form == "huggingface":
             yield from _hugging_face_problems(folder, path, has_weights=True)
     distributed = [folder / path for path, form in paths.items() if form == "megatron_dist_checkpoint"]
-    # Megatron-FSDP puts all into the model's folder, and leaves the others empty.
+    # Megatron-FSDP writes everything to the model's folder and leaves the others empty.
     written = [path for path in distributed if _has_files(path)]
     if distributed and not written:
-        yield "dist_ckpt/ are empty"
+        yield "dist_ckpt/ is empty"
     for path in written:
         names = [".metadata", *(["metadata.json"] if (path / "common.pt").exists() else [])]
         yield from (f"{path.relative_to(folder) / name} is missing" for name in names if not (path / name).is_file())
@@ -233,7 +234,7 @@ def _hugging_face_problems(folder: Path, name: str, has_weights: bool) -> Iterat
 
 
 def _archive_problem(path: Path) -> str | None:
-    """Say what is wrong with a file of torch.save: a zip archive, whose table of contents is written last."""
+    """Return the problem of a file written by torch.save, a zip archive whose table of contents comes last."""
     if not path.is_file():
         return f"{path.name} is missing"
     if not path.stat().st_size:
@@ -242,7 +243,7 @@ def _archive_problem(path: Path) -> str | None:
         with zipfile.ZipFile(path):
             return None
     except zipfile.BadZipFile:
-        return f"{path.name} is cut off"
+        return f"{path.name} is truncated"
 
 
 def _has_files(folder: Path) -> bool:

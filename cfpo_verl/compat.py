@@ -1,4 +1,4 @@
-"""Which versions of verl and of Hydra's parser are accepted."""
+"""Supported versions of verl and of the runtime of Hydra's parser."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -7,12 +7,12 @@ from packaging.specifiers import SpecifierSet
 from cfpo_verl.errors import UserError
 
 SUPPORTED_VERL = SpecifierSet(">=0.9.1,<0.10")
-# Hydra 1.3 and OmegaConf 2.3 ship parsers that only the 4.9 runtime can read.
+# Hydra 1.3 and OmegaConf 2.3 contain generated parsers that only the 4.9 runtime can load.
 SUPPORTED_ANTLR = SpecifierSet("==4.9.*")
 
 
 class UnsupportedVerlError(UserError, ImportError):
-    """The installed verl is outside the range this package is tested on."""
+    """The installed verl is outside the supported range."""
 
 
 class UnsupportedAntlrError(UserError, ImportError):
@@ -20,15 +20,15 @@ class UnsupportedAntlrError(UserError, ImportError):
 
 
 def check_verl_version(installed: str | None = None) -> str:
-    """Return the installed verl version, or say which versions work.
+    """Return the installed version of verl if it is supported.
 
     Args:
-        installed: Version to judge instead of the installed one.
+        installed: Version to check instead of the installed one.
 
     Raises:
         UnsupportedVerlError: If the version is outside `SUPPORTED_VERL`.
     """
-    # The distribution's metadata, not verl.__version__: that one is not set yet while verl loads its plugins.
+    # From the distribution's metadata: verl.__version__ is not set yet while verl loads its plugins.
     installed = installed or version("verl")
     if not SUPPORTED_VERL.contains(installed, prereleases=True):
         raise UnsupportedVerlError(
@@ -39,7 +39,7 @@ def check_verl_version(installed: str | None = None) -> str:
 
 
 def check_antlr_version() -> None:
-    """Say which antlr runtime Hydra needs, before Hydra is imported: with another one that import fails.
+    """Check the antlr runtime before Hydra is imported, because Hydra's import fails with another version.
 
     Raises:
         UnsupportedAntlrError: If it is missing or outside `SUPPORTED_ANTLR`.
@@ -51,6 +51,6 @@ def check_antlr_version() -> None:
     if installed == "not installed" or not SUPPORTED_ANTLR.contains(installed):
         raise UnsupportedAntlrError(
             f"antlr4-python3-runtime is {installed}, and Hydra's parser needs {SUPPORTED_ANTLR}. "
-            "pip install 'antlr4-python3-runtime==4.9.3'; packages that pin another one, such as "
-            "math-verify[antlr4_13_2], cannot be in the same environment"
+            "pip install 'antlr4-python3-runtime==4.9.3'. Packages that pin another version, such as "
+            "math-verify[antlr4_13_2], cannot be installed in the same environment"
         )

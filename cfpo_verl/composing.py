@@ -1,4 +1,7 @@
-"""From overrides, or a saved file, to the config of a run. No verl is imported: that would settle its platform."""
+"""The config of a run, from overrides or a saved file.
+
+verl is not imported here, because it selects its platform at import.
+"""
 
 import difflib
 import re
@@ -14,14 +17,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-import cfpo_verl.resolvers  # noqa: F401 - what our config files calculate with
+import cfpo_verl.resolvers  # noqa: F401 - registers the resolvers of our config files
 from cfpo_verl.compat import SUPPORTED_VERL
 from cfpo_verl.config_groups import names
-from cfpo_verl.errors import UserError
+from cfpo_verl.errors import UserError, first_line
+from cfpo_verl.files import yaml_problem
 
 
 class ConfigError(UserError):
-    """The overrides or the file do not make a config; the message names the key and the way out."""
+    """The overrides or the file are not a valid config; the message names the key and the remedy."""
 
 
 def verl_config_dir() -> str:
@@ -33,12 +37,12 @@ def verl_config_dir() -> str:
     spec = find_spec("verl")
     if spec is None or spec.origin is None:
         raise ConfigError(
-            f"verl is not installed: pip install 'verl[vllm]{SUPPORTED_VERL}', or on a CPU see requirements/cpu.txt"
+            f"verl is not installed. pip install 'verl[vllm]{SUPPORTED_VERL}'; on a CPU, see requirements/cpu.txt"
         )
     return str(Path(spec.origin).parent / "trainer" / "config")
 
 
-# Finds verl's YAML files for hydra_configs/train.yaml.
+# Used in hydra_configs/train.yaml.
 OmegaConf.register_new_resolver("verl_config_dir", verl_config_dir, replace=True)
 
 
@@ -46,10 +50,10 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     """Compose the config of a run, as Hydra does for `cfpo-verl train`.
 
     Args:
-        overrides: experiment=NAME and any other of Hydra's overrides.
+        overrides: Hydra overrides, among them experiment=NAME.
 
     Raises:
-        ConfigError: If there is no experiment among them, or one does not fit.
+        ConfigError: If no experiment is given, or an override is invalid.
     """
     with explained(overrides):
         return _compose(overrides)
@@ -61,42 +65,42 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def choices(group: str) -> list[str]:
-    """Return what can be chosen in a config group, for example "algo", the files of other packages included."""
+    """Return the members of a config group such as "algo", including those of other packages."""
     with hydra.initialize_config_module("cfpo_verl.hydra_configs", version_base=None):
         return sorted(GlobalHydra.instance().config_loader().get_group_options(group))
 
 
 @contextmanager
 def explained(overrides: Sequence[str]) -> Iterator[None]:
-    """Turn what Hydra and OmegaConf raise about overrides into an error with the way out.
+    """Turn errors of Hydra and OmegaConf about the overrides into a ConfigError with a remedy.
 
     Raises:
-        ConfigError: If an override does not fit.
+        ConfigError: If an override is invalid.
     """
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(str(error), overrides)) from error
     except yaml.YAMLError as error:
-        # A config file, which the error names with its line.
+        # The text of the error names the config file and the line.
         raise ConfigError(str(error)) from error
     except ValueError as error:
-        # Hydra's own for a number where the name of a file in a group belongs.
+        # Hydra's error for a number where the name of a config file belongs, such as updates=4.
         if not str(error).startswith("Config group override"):
             raise
         raise ConfigError(f"{error}. For example updates=x4, topology=1x8") from error
 
 
 def _explain(message: str, overrides: Sequence[str]) -> str:
-    """Replace Hydra's advice where we know better."""
+    """Return the message of an error, with better advice than Hydra's where there is one."""
     experiment = [override for override in overrides if override.startswith("experiment=")]
     if message.startswith("You must specify 'experiment'"):
-        return f"no experiment is chosen. Add experiment=NAME, one of: {', '.join(names('experiment'))}"
-    # Hydra advises to add a key that it does not know.
+        return f"no experiment is given. Add experiment=NAME, one of: {', '.join(names('experiment'))}"
+    # Hydra suggests adding an unknown key with +; mostly it is misspelt.
     refused = re.search(r"Could not override '([^']+)'", message)
     if refused is None or not experiment:
         return message
-    # Other options belong to another loss.
+    # Another loss has other options.
     chosen = [override for override in overrides if re.fullmatch(r"(algo|policy_loss)=\w+", override)]
     config = _compose([*experiment, *chosen])
 
@@ -111,29 +115,34 @@ def _explain(message: str, overrides: Sequence[str]) -> str:
 
 
 def read_config(file: Path, overrides: Sequence[str]) -> DictConfig:
-    """Read a resolved config, such as RUN_DIR/config.1.yaml, and change keys that it has.
+    """Read a resolved config, such as RUN_DIR/config.1.yaml, and override some of its keys.
 
     Raises:
-        ConfigError: If the file is not the config of a run, or an override does not fit.
+        ConfigError: If the file is not the config of a run, or an override is invalid.
     """
     try:
         config = OmegaConf.load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {file}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {file}{yaml_problem(error)}") from error
+    except OmegaConfBaseException as error:  # such as an interpolation that is not closed
+        raise ConfigError(f"--config {file}: {first_line(error)}") from error
     if not isinstance(config, DictConfig) or "run_dir" not in config or "trainer" not in config:
         raise ConfigError(f"--config {file}: not the config of a run, such as RUN_DIR/config.1.yaml")
-    unfit = [override for override in overrides if "=" not in override or override.startswith(("-", "+", "~"))]
-    if unfit:
-        raise ConfigError(f"{unfit[0]}: with --config give KEY=VALUE, for keys that the file has")
+    invalid = [override for override in overrides if "=" not in override or override.startswith(("-", "+", "~"))]
+    if invalid:
+        raise ConfigError(f"{invalid[0]}: with --config give KEY=VALUE, where KEY is in the file")
     OmegaConf.set_struct(config, True)
-    try:
-        config.merge_with_dotlist(list(overrides))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{' '.join(overrides)}: a value is not YAML ({getattr(error, 'problem', error)})") from error
-    except (ConfigAttributeError, ConfigKeyError) as error:
-        raise ConfigError(f"--config {file}: there is no key {error.full_key!r} in it") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"--config {file}: {error.full_key}: {str(error).splitlines()[0]}") from error
+    for override in overrides:
+        try:
+            config.merge_with_dotlist([override])
+        except (ConfigAttributeError, ConfigKeyError) as error:
+            raise ConfigError(f"--config {file}: there is no key {error.full_key!r} in it") from error
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"--config {file}: {error.full_key}: {first_line(error)}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{override}: the value is not YAML. Quote it, as in 'KEY=\"VALUE\"'") from error
     return config
 
 
@@ -146,4 +155,4 @@ def resolved_yaml(config: DictConfig) -> str:
     try:
         return OmegaConf.to_yaml(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{error.full_key}: {first_line(error)}") from error

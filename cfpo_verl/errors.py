@@ -1,23 +1,22 @@
-"""The one base of all errors that a user can mend, and what counts of the text of an error."""
+"""The base class of all errors that a user can fix, and helpers for the text of an error."""
 
 
 class UserError(Exception):
-    """The user can mend it: an input, an option, a file, an environment.
+    """An error the user can fix: invalid input, a wrong option, a broken file, an unsuitable environment.
 
-    The message names the value, the rule and the way out; an error about a file names the file too, and the line or row
-    where there is one. Commands show it without a traceback and catch nothing else, so a bug never looks like a
-    mistake of the user's. Derive from this class every error that is meant for users, and no other.
+    The message gives the value, the rule it breaks and a remedy; an error about a file also names the file, and the
+    line or row if there is one. Commands print it without a traceback and catch no other exception, so that a bug never
+    looks like a mistake of the user. Every error meant for users derives from this class, and no other error does.
 
-    A function of pure mathematics raises ValueError or TypeError as usual for wrong shapes or types: only a bug gets
-    it there.
+    Mathematical functions raise ValueError or TypeError for wrong shapes and types, since only a bug can cause them.
     """
 
-    # Of the command that stops with it: 2 where nothing was started, 1 in a subclass for what fails on the way.
+    # Exit status of the command: 2 if nothing was started; a subclass for failures after the start sets 1.
     exit_status = 2
 
 
 def last_line(text: object) -> str:
-    r"""Return the last line of an error, where a whole traceback of another process ends with what counts.
+    r"""Return the last line of an error. If the text is another process's traceback, that line is the error itself.
 
     Example:
         >>> last_line(ValueError("first\nsecond"))
@@ -29,7 +28,7 @@ def last_line(text: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the first line of an error, or its class if it says nothing.
+    r"""Return the first line of an error, or its class name if the text is empty.
 
     Example:
         >>> first_line(OSError("no space\nhint"))

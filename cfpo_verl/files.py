@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and errors that name the file."""
+"""Atomic writes, and errors that name the file."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from cfpo_verl.errors import UserError
+from cfpo_verl.errors import UserError, first_line
 
 
 class FileError(UserError):
@@ -18,7 +18,7 @@ class FileError(UserError):
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Name the file if the system refuses to read it, or if its text is not UTF-8.
+    """Raise an error that names the file if the system refuses to read it or its text is not UTF-8.
 
     Raises:
         FileError: Instead of an OSError or a UnicodeDecodeError.
@@ -42,9 +42,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise FileError(f"{place}: not YAML ({getattr(error, 'problem', None) or error})") from error
+        raise FileError(f"{path}{yaml_problem(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -56,7 +54,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name the file if the system refuses to write it.
+    """Raise an error that names the file if the system refuses to write it.
 
     Raises:
         FileError: Instead of an OSError.
@@ -69,14 +67,14 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; when the block is done, that file takes the place of `path` at once.
+    """Yield a temporary path beside `path`; after the block, that file atomically replaces `path`.
 
-    If the block fails, `path` is left as it was and the unfinished file is removed. The folder is made if need be.
+    If the block fails, `path` is unchanged and the temporary file is removed. A missing folder is created.
 
     Raises:
         FileError: If the system refuses to write it.
     """
-    # The suffix stays: matplotlib and others choose the format by it.
+    # The suffix is kept because matplotlib and others derive the format from it.
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +86,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is either the old or the new one, never half of it.
+    """Write a text file atomically: a reader sees the old or the new text, never a part of it.
 
     Raises:
         FileError: If the system refuses to write it.
@@ -101,7 +99,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     Raises:
-        FileError: If it cannot be read, is not JSON, or holds something else.
+        FileError: If it cannot be read, is not JSON, or does not hold an object.
     """
     with reading(path):
         text = path.read_text(encoding="utf-8")
@@ -114,10 +112,24 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def yaml_problem(error: yaml.YAMLError) -> str:
+    r"""Return the line of a YAML error, if it has one, and what is wrong, to follow the name of the file.
+
+    Example:
+        >>> try:
+        ...     yaml.safe_load("a: 1\nb: [2")
+        ... except yaml.YAMLError as error:
+        ...     print("cluster.yaml" + yaml_problem(error))
+        cluster.yaml, line 2: not YAML (expected ',' or ']', but got '<stream end>')
+    """
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return (f", line {mark.line + 1}" if mark else "") + f": not YAML ({problem or first_line(error)})"
+
+
 def nearest_folder(path: str) -> Path:
-    """Return a path, or the nearest one above it that exists."""
+    """Return the path itself if it exists, else its nearest existing parent."""
     nearest = Path(path).absolute()
-    # os.path answers False where Path would raise, for example without permission to look.
+    # os.path.lexists returns False where Path.exists raises, for example without permission.
     while not os.path.lexists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
     return nearest

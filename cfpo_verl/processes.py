@@ -1,4 +1,4 @@
-"""End every process that a run started, and no other."""
+"""End all processes that a run started, and only those."""
 
 import ctypes
 import signal
@@ -13,13 +13,13 @@ _PR_SET_CHILD_SUBREAPER = 36  # from linux/prctl.h
 
 
 def _adopt_orphans(adopt: bool) -> None:
-    """Make orphaned descendants children of this process, so that none can get out of sight, or stop doing so."""
+    """Make orphaned descendants children of this process, so that they can be found, or stop doing so."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 def _descendants(spared: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Return the descendants of this process, without the spared ones and theirs."""
+    """Return the descendants of this process except the spared ones and their descendants."""
     found = []
     for child in psutil.Process().children():
         if child not in spared:
@@ -29,13 +29,13 @@ def _descendants(spared: Sequence[psutil.Process]) -> list[psutil.Process]:
 
 
 def end_descendants(grace_s: float, spared: Sequence[psutil.Process] = ()) -> None:
-    """Terminate the descendants of this process, then kill those that are still there.
+    """Terminate the descendants of this process, then kill those that are still alive.
 
     Args:
-        grace_s: Seconds between the polite request and the kill.
-        spared: Children that are left alone, and their descendants with them.
+        grace_s: Seconds between SIGTERM and SIGKILL.
+        spared: Children to leave running, with their descendants.
     """
-    # Killing a parent hands us its children, so look again until there are none.
+    # The children of a killed process become ours, so repeat until there are none.
     while descendants := _descendants(spared):
         for process in descendants:
             with suppress(psutil.Error):
@@ -46,7 +46,7 @@ def end_descendants(grace_s: float, spared: Sequence[psutil.Process] = ()) -> No
                 process.kill()
         _gone, stuck = psutil.wait_procs(alive, timeout=grace_s)
         if stuck:
-            return  # not even a kill ends them: waiting for a device, or another user's
+            return  # SIGKILL did not end them: they wait for a device, or belong to another user
 
 
 def _raise_exit(signum: int, _frame: FrameType | None) -> None:
@@ -55,14 +55,13 @@ def _raise_exit(signum: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def ending_what_it_starts(grace_s: float = 10.0) -> Iterator[None]:
-    """Run a block, then end Ray and all that the block left running, however it was left.
+    """Run a block; when it is left, also by an exception, shut down Ray and end all processes it has started.
 
-    Children that this process had before, as after an `exec` in a batch script, are spared.
-
-    SIGTERM, which SLURM and `kill` send, leaves the block as an exception, as Ctrl-C does.
+    Children that this process had before, for example after an `exec` in a batch script, are left running. SIGTERM,
+    which SLURM and `kill` send, raises SystemExit in the block.
 
     Args:
-        grace_s: Seconds that a process has to end by itself before it is killed.
+        grace_s: Seconds a process has to exit after SIGTERM before it is killed.
     """
     children_before = psutil.Process().children()
     _adopt_orphans(True)
@@ -70,7 +69,7 @@ def ending_what_it_starts(grace_s: float = 10.0) -> Iterator[None]:
     try:
         yield
     finally:
-        # A second Ctrl-C must not stop the clean-up half-way.
+        # A second Ctrl-C must not interrupt the clean-up.
         interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             ray = sys.modules.get("ray")

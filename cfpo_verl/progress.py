@@ -1,4 +1,4 @@
-"""Show how a run goes, from the metrics file that verl writes while it trains."""
+"""Show the progress of a run, from the metrics file that verl writes while it trains."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ _POLL_S = 0.5
 
 
 def describe(step: int, metrics: dict[str, Any]) -> str:
-    """Return one line with the numbers one looks at first.
+    """Return one line with the most important metrics of a step.
 
     Example:
         >>> describe(3, {"critic/score/mean": 0.5, "timing_s/step": 7.25})
@@ -39,14 +39,26 @@ def describe(step: int, metrics: dict[str, Any]) -> str:
     return "  ".join(shown)
 
 
+def _new_lines(file: Path, position: int) -> tuple[list[str], int]:
+    """Return the complete lines after a position, and the position after them."""
+    lines: list[str] = []
+    if file.exists():
+        with file.open() as stream:
+            stream.seek(position)
+            while (line := stream.readline()).endswith("\n"):
+                position = stream.tell()
+                lines.append(line)
+    return lines, position
+
+
 @contextmanager
 def following(metrics_file: Path, total_steps: int | None, stream: TextIO) -> Iterator[None]:
     """Show a progress bar, and a line for each step, while the block runs.
 
     Args:
         metrics_file: verl's metrics file; it need not exist yet.
-        total_steps: Number of training steps, None if not known beforehand.
-        stream: Where to show it. What is printed elsewhere meanwhile is left alone.
+        total_steps: Number of training steps, None if unknown.
+        stream: Where to show it. Other output is not redirected.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     done = threading.Event()
@@ -60,14 +72,16 @@ def following(metrics_file: Path, total_steps: int | None, stream: TextIO) -> It
             position = 0
             while True:
                 finished = done.is_set()
-                if metrics_file.exists():
-                    with metrics_file.open() as file:
-                        file.seek(position)
-                        while (line := file.readline()).endswith("\n"):
-                            position = file.tell()
-                            record = json.loads(line)
-                            console.print(describe(record["step"], record["data"]), highlight=False, soft_wrap=True)
-                            progress.update(task, completed=record["step"], description="training")
+                try:
+                    lines, position = _new_lines(metrics_file, position)
+                except OSError as error:
+                    reason = f"{metrics_file}: cannot be read ({error.strerror}). Training continues without progress"
+                    console.print(reason, highlight=False, soft_wrap=True)
+                    return
+                for line in lines:
+                    record = json.loads(line)
+                    console.print(describe(record["step"], record["data"]), highlight=False, soft_wrap=True)
+                    progress.update(task, completed=record["step"], description="training")
                 if finished:
                     return
                 done.wait(_POLL_S)

@@ -1,37 +1,37 @@
-"""The arithmetic in our config files, as OmegaConf resolvers. Importing this module registers them.
+"""OmegaConf resolvers for arithmetic in config files. Importing this module registers them.
 
-Hydra imports it through our search path plugin, Ray workers through the plugin of verl, so that a config resolves in
-every process that meets it. Nothing but OmegaConf is imported.
+Hydra imports it through our search path plugin and Ray workers through our verl plugin, so that a config can be
+resolved in every process. Only OmegaConf is imported, to keep that cheap.
 """
 
 from omegaconf import OmegaConf
 
 
 def divide(total: int, parts: int) -> int:
-    """Divide without remainder.
+    """Divide into equal parts, without remainder.
 
     Args:
-        total: What is divided, for example the prompts of a rollout.
-        parts: How many parts, for example optimiser steps.
+        total: Number to divide, for example the prompts of a rollout.
+        parts: Number of parts, for example optimiser steps.
 
     Raises:
-        ValueError: If the parts would not be equal, there would be none, or a value is no whole number.
+        ValueError: If `parts` does not divide `total`, is below 1, or one is not an integer. OmegaConf wraps it.
 
     Example:
         >>> divide(256, 4)
         64
     """
-    are_whole = isinstance(total, int) and isinstance(parts, int)
-    if not are_whole or parts < 1 or total % parts:
+    are_integers = isinstance(total, int) and isinstance(parts, int)
+    if not are_integers or parts < 1 or total % parts:
         raise ValueError(
-            f"{total} cannot be divided into {parts} equal parts. Choose whole numbers that divide, for example with "
+            f"{total} cannot be divided into {parts} equal parts. Choose integers that divide evenly, for example with "
             "data.train_batch_size and updates (or updates_per_rollout)"
         )
     return total // parts
 
 
 def floor_divide(total: int, divisor: int) -> int:
-    """Divide and round down, but to 1 at least.
+    """Divide and round down, to at least 1.
 
     Example:
         >>> floor_divide(3072, 5), floor_divide(4, 5)
@@ -41,7 +41,7 @@ def floor_divide(total: int, divisor: int) -> int:
 
 
 def basename(path: str) -> str:
-    """Return what stands behind the last slash of a path or hub id.
+    """Return the last part of a path or hub id.
 
     Example:
         >>> basename("Qwen/Qwen2.5-7B")

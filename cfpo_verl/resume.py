@@ -1,4 +1,4 @@
-"""What a new attempt at a run takes over from the ones before: the checkpoint, and the run of the tracking service."""
+"""What a new attempt takes over from earlier ones: the checkpoint, and the run of the tracking service."""
 
 import secrets
 import string
@@ -11,12 +11,12 @@ from cfpo_verl.checkpoints import LAYOUTS, Expected, Found, newest_complete
 from cfpo_verl.demands import has_critic, loggers, trainer_nodes
 from cfpo_verl.files import reading, write_atomically
 
-# Loggers that go on with a run by variables <PREFIX>_RUN_ID and <PREFIX>_RESUME.
+# Loggers that resume a run named by the variables <PREFIX>_RUN_ID and <PREFIX>_RESUME.
 _PREFIXES = {"wandb": "WANDB", "swanlab": "SWANLAB"}
 
 
 def expected_checkpoint(config: DictConfig) -> Expected | None:
-    """Return what a run needs of a checkpoint, None for an engine whose layout is not known to us."""
+    """Return what a checkpoint must contain for this run, None for an engine whose checkpoint layout is unknown."""
     trainer, actor = config.trainer, config.actor_rollout_ref.actor
     if actor.strategy not in LAYOUTS:
         return None
@@ -30,38 +30,39 @@ def expected_checkpoint(config: DictConfig) -> Expected | None:
 
 
 def find_checkpoint(config: DictConfig) -> Found | None:
-    """Find the checkpoint that a run with resume_mode=auto goes on from, None where verl is left to find it.
+    """Find the checkpoint that a run with resume_mode=auto resumes from, None where verl chooses it.
 
     Raises:
         WorldSizeError: If it was saved by another number of ranks than the run has.
+        FileError: If the system refuses to read the checkpoints.
     """
     expected = expected_checkpoint(config) if config.trainer.resume_mode == "auto" else None
     return newest_complete(Path(config.trainer.default_local_dir).absolute(), expected) if expected else None
 
 
 def describe(found: Found) -> str:
-    """Say in one line where a run goes on and what it skips, nothing where there is no checkpoint at all."""
+    """Return one line that says where a run resumes and what it skips; empty if there is no checkpoint."""
     skipped = "; ".join(f"{checkpoint.name} ({reason})" for checkpoint, reason in found.skipped.items())
     if found.path is None:
-        return f"begins at step 1, because no checkpoint is whole: {skipped}" if skipped else ""
-    return f"goes on from step {found.step}, {found.path}" + (
-        f"; skips what is not whole: {skipped}" if skipped else ""
+        return f"starts at step 1, because no checkpoint is complete: {skipped}" if skipped else ""
+    return f"resumes from step {found.step}, {found.path}" + (
+        f"; skips incomplete checkpoints: {skipped}" if skipped else ""
     )
 
 
 def use_checkpoint(config: DictConfig, found: Found) -> None:
-    """Let verl load the checkpoint that was found, instead of the one that its tracker file names."""
+    """Make verl load the checkpoint that was found instead of the one in its tracker file."""
     config.trainer.resume_mode = "resume_path" if found.path else "disable"
     config.trainer.resume_from_path = str(found.path) if found.path else None
 
 
 def tracking_env(config: DictConfig, folder: Path, env: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables with which W&B and SwanLab go on with the run of earlier attempts.
+    """Return the variables that make W&B and SwanLab resume the run of earlier attempts.
 
     Args:
-        config: The whole config.
-        folder: The run folder, which keeps the id.
-        env: The environment of the workers; what the user set there stays.
+        config: The composed config.
+        folder: The run folder, where the id is stored.
+        env: The environment of the workers; values set by the user are kept.
     """
     variables = {}
     for prefix in (_PREFIXES[logger] for logger in loggers(config) if logger in _PREFIXES):
@@ -71,10 +72,10 @@ def tracking_env(config: DictConfig, folder: Path, env: Mapping[str, str]) -> di
 
 
 def _tracking_id(folder: Path) -> str:
-    """Return the id in the run folder, made at the first attempt."""
+    """Return the id stored in the run folder; the first attempt creates it."""
     path = folder / "tracking_id"
     if not path.is_file():
-        # Older releases of SwanLab take exactly 21 of these characters, W&B anything like it.
+        # Older releases of SwanLab require exactly 21 of these characters; W&B accepts them too.
         new_id = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(21))
         write_atomically(path, f"{new_id}\n")
     with reading(path):

@@ -69,24 +69,36 @@ def answer_stop_request(run_dir: Path, checkpoint: Path) -> None:
 
 
 def take_stop_request(run_dir: Path) -> Path | None:
-    """Remove the request, if any, and return the checkpoint that was saved for it, None if there is none."""
+    """Remove the request, if any, and return the checkpoint that was saved for it, None if there is none.
+
+    Raises:
+        FileError: If the system refuses to read or remove it.
+    """
     path = stop_request_path(run_dir)
     try:
-        answer = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # no request, or one without an answer: empty, or with a text of the user's
+        with reading(path):
+            text = path.read_bytes() if path.exists() else b""
+        answer = json.loads(text)
+    except ValueError:  # no request, or one without an answer: empty, or with text of the user's
         answer = None
-    path.unlink(missing_ok=True)
+    with writing(path):
+        path.unlink(missing_ok=True)
     return Path(answer["saved"]) if isinstance(answer, dict) and "saved" in answer else None
 
 
 def next_attempt(run_dir: Path) -> int:
-    """Return the number of the next attempt, 1 in a new or missing folder."""
+    """Return the number of the next attempt, 1 in a new or missing folder.
+
+    Raises:
+        FileError: If the system refuses to list the folder.
+    """
     return max((int(match[1]) for match in _numbered_files(run_dir)), default=0) + 1
 
 
 def _numbered_files(run_dir: Path) -> list[re.Match[str]]:
     """Return a match for each file of an attempt; group 0 is the name, group 1 the number."""
-    names = [path.name for path in run_dir.iterdir()] if run_dir.is_dir() else []
+    with reading(run_dir):
+        names = [path.name for path in run_dir.iterdir()] if run_dir.is_dir() else []
     return [match for name in names if (match := _NUMBERED.fullmatch(name))]
 
 

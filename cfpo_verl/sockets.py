@@ -1,4 +1,4 @@
-"""Where verl's socket for weights lies: by default in /tmp, under a name that two jobs on a node can share."""
+"""Move verl's weight-transfer socket out of /tmp, where two jobs on a node would use the same name."""
 
 import functools
 import os
@@ -15,7 +15,7 @@ _TMP = "ipc:///tmp/"
 
 
 def moved(handle: str, folder: str) -> str:
-    """Return the handle of the same socket in another folder; one that is not in /tmp stays where it is.
+    """Return a socket's handle in another folder. A handle outside /tmp is returned unchanged.
 
     Example:
         >>> moved("ipc:///tmp/rl-colocate-zmq-01000000-replica-0-rank-0.sock", "/tmp/job-7")
@@ -43,12 +43,12 @@ def _move_both_ends(module: ModuleType) -> None:
 
 
 def install_if_selected() -> None:
-    """Move the socket into the folder that the environment names, in every process that will open it.
+    """Move the socket to the folder in CFPO_VERL_SOCKET_DIR, in every process that opens it.
 
-    Why: verl calls the socket after the id of the Ray job, which is 01000000 for the first driver of *every* Ray
-    cluster, and its sender deletes whatever has that name already. Two jobs on one node would so get each other's
+    Why: verl names the socket after the id of the Ray job, which is 01000000 for the first driver of *every* Ray
+    cluster, and the sender deletes an existing socket of that name. Two jobs on one node would receive each other's
     weights.
     """
     if os.environ.get(SOCKET_DIR_VARIABLE):
-        # verl's module needs much that this process may never import.
+        # Not imported here: verl's module has heavy dependencies that this process may not need.
         wrapt.when_imported(_MODULE)(_move_both_ends)

@@ -1,10 +1,10 @@
-"""End a run at the end of a step, with a checkpoint, when somebody asks for it with a file in the run folder.
+"""Save a checkpoint and end the run after its current step, on request by a file in the run folder.
 
-verl's trainer has no hook of a step. It has one of a checkpoint, `trainer.checkpoint_callback_class`, which it builds
-in its own process with its own config. Its loop reads two keys of that config anew in each step: save_freq, after the
-update, and total_epochs, before the next step. So setting save_freq to 1 saves at the end of the step, and setting
-total_epochs to 0 after that lets the loop end as at the last step: weights sent, validated, metrics written, loggers
-finished. Nothing of verl's is private here.
+verl's trainer has no hook for steps, only one for checkpoints: `trainer.checkpoint_callback_class`, which it builds in
+its own process with its own config. Its loop reads two keys of that config in every step: save_freq after the update,
+and total_epochs before the next step. So save_freq=1 saves at the end of the step, and total_epochs=0 then ends the
+loop as after the last step: weights are sent, validation runs, metrics are written, loggers are closed. All of this is
+public in verl.
 """
 
 import logging
@@ -20,20 +20,20 @@ from verl.utils.import_utils import load_class_from_fqn
 from cfpo_verl.run_dir import answer_stop_request, stop_request_path
 
 POLL_S = 0.5
-# Where `cfpo-verl train` keeps the user's own trainer.checkpoint_callback_class, which this one calls.
+# Config key under which `cfpo-verl train` stores the user's own trainer.checkpoint_callback_class.
 USERS_CALLBACK = "checkpoint_callback_class"
 
 logger = logging.getLogger(__name__)
 
 
 class StopOnRequest(CheckpointCallback):
-    """Watch for the file `stop_requested`; once it is there, save at the end of the step and let the run end."""
+    """Watch for the file `stop_requested`; once it exists, save at the end of the step and end the run."""
 
     def __init__(self, config: DictConfig) -> None:
-        """Build the user's own callback, if any, and begin to watch.
+        """Build the user's own callback, if any, and start watching.
 
         Args:
-            config: The trainer's own config, with run_dir, not a copy of it.
+            config: The trainer's own config with run_dir. It is modified, so it must not be a copy.
         """
         super().__init__(config)
         self._flag = stop_request_path(Path(config.run_dir))
@@ -45,17 +45,21 @@ class StopOnRequest(CheckpointCallback):
     def _watch(self) -> None:
         configured, was_asked = self.config.trainer.save_freq, False
         while not self._ended.wait(POLL_S):
-            # os.path answers False where Path would raise, for example while a network folder does not answer.
+            # os.path.exists returns False where Path.exists raises, for example while a network folder is unreachable.
             is_asked = os.path.exists(self._flag)
             if is_asked != was_asked:
                 self.config.trainer.save_freq = 1 if is_asked else configured
-                logger.warning("%s is %s", self._flag, "there: this step is saved" if is_asked else "gone again")
+                logger.warning(
+                    "%s %s",
+                    self._flag,
+                    "exists: saving after this step" if is_asked else "was removed: training continues",
+                )
             was_asked = is_asked
 
     def on_save(
         self, trainer: Any, global_step: int, checkpoint_dir: str, async_save: bool = False, **kwargs: Any
     ) -> None:
-        """Call the user's own callback, then, if the file is there, make this step the last one."""
+        """Call the user's own callback; then, if the file exists, make this step the last one."""
         if self._users is not None:
             self._users.on_save(
                 trainer=trainer,

@@ -1,4 +1,4 @@
-"""`cfpo-verl train`: compose the config, check it, hand it to verl's own trainer."""
+"""`cfpo-verl train`: compose the config, check it, and train with verl's own trainer."""
 
 import argparse
 import os
@@ -21,7 +21,7 @@ from cfpo_verl.composing import ConfigError, choices, compose, explained, read_c
 from cfpo_verl.doctor import report
 from cfpo_verl.doctor.finding import failed
 from cfpo_verl.errors import UserError, last_line
-from cfpo_verl.files import nearest_folder, writing
+from cfpo_verl.files import FileError, nearest_folder
 from cfpo_verl.processes import ending_what_it_starts
 from cfpo_verl.progress import following
 
@@ -29,22 +29,22 @@ HELP = """\
 Usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--dry-run] [--ray] [--cfg job] [--multirun]
        cfpo-verl train --config FILE [KEY=VALUE ...] [--dry-run] [--ray]
 
-Check a run, then train it with verl's own trainer. What `cfpo-verl doctor` finds wrong is reported
-before Ray starts.
+Check a run, then train it with verl's own trainer. The checks are those of `cfpo-verl doctor`; if one
+fails, nothing is started.
 
-  experiment=NAME    a named run; `cfpo-verl experiments` lists and searches them
-  KEY=VALUE          any key of verl's config, see --cfg job
-  --config FILE      a resolved config, for example that of an earlier run: RUN_DIR/config.1.yaml
-  --dry-run          print the resolved config and the table of `cfpo-verl doctor`, start nothing
-  --ray              also check every node of the running Ray cluster first, as `cfpo-verl doctor --ray` does
+  experiment=NAME    the experiment to run; `cfpo-verl experiments` lists and searches them
+  KEY=VALUE          override any key of verl's config; --cfg job shows them all
+  --config FILE      train a resolved config, for example an earlier run's: RUN_DIR/config.1.yaml
+  --dry-run          print the resolved config and the results of the checks, and start nothing
+  --ray              also check every node of the running Ray cluster, as `cfpo-verl doctor --ray` does
   run_dir=DIR        folder of the run (default: runs/<trainer.experiment_name>)
 
-Each part of an experiment can be replaced:
+Replace any part of an experiment:
 
 {groups}
 
-Hydra's flags work: --cfg job prints the composed config and exits, --multirun trains several runs one
-after the other, --info searchpath, --hydra-help. Shell completion: eval "$(cfpo-verl train -sc install=bash)"
+Hydra's own flags also work: --cfg job prints the composed config and exits, --multirun trains several
+runs one after another; --hydra-help lists them all. Shell completion: eval "$(cfpo-verl train -sc install=bash)"
 
 Examples:
   cfpo-verl train experiment=cpu_quickstart
@@ -53,20 +53,20 @@ Examples:
   cfpo-verl train experiment=cpu_quickstart actor_rollout_ref.actor.policy_loss.epsilon=0.1 run_dir=runs/epsilon_0.1
   cfpo-verl train experiment=cpu_quickstart algo=cfpo,grpo seed=0,1 --multirun
 
-To stop a run early without losing work: `touch RUN_DIR/stop_requested`. The run saves a checkpoint at the end of its
-step and exits; the same command resumes it. See docs/checkpoints.md.
+To stop a run without losing work: `touch RUN_DIR/stop_requested`. The run finishes its step, saves a
+checkpoint and exits; the same command resumes it. See docs/checkpoints.md.
 
-Exit status: 0 trained; 1 failed while training; 2 refused before anything was started; 130 interrupted;
-75 stopped on request after saving (run the same command again to resume)
+Exit status: 0 trained; 1 failed while training; 2 invalid input or a failed check, nothing was started;
+75 stopped on request, run the same command again to resume; 130 interrupted.
 """
 
-# How torch.save (which does not say that the disk is full) and the system report a file that cannot be written:
-# input or output error, no space, read-only, quota.
+# Errors of a failed write. torch.save does not say that the disk is full, only that it is at another position than
+# expected. Errno 5: input/output error, 28: no space, 30: read-only file system, 122: quota exceeded.
 _WRITE_FAILED = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed|\[Errno (?:5|28|30|122)\]")
-# EX_TEMPFAIL of sysexits.h: try again later.
+# EX_TEMPFAIL of sysexits.h: temporary failure, try again.
 STOPPED_ON_REQUEST = 75
 
-# Groups that a user chooses from, in the order of the help.
+# Config groups in the help text, in this order.
 CHOICES = (
     "experiment",
     "algo",
@@ -82,16 +82,16 @@ CHOICES = (
 
 
 class RefusedError(UserError):
-    """A run would fail or train the wrong thing; the message lists every failure that was found."""
+    """The checks of a run failed; the message lists every failure."""
 
     def __init__(self, findings: list[doctor.Finding]) -> None:
-        """Keep the findings, one for each line of the message."""
+        """Store the failures, each of which is one line of the message."""
         self.findings = findings
         super().__init__("\n".join(map(str, findings)))
 
 
 class TrainingError(UserError):
-    """verl's trainer failed; the message has its last words and the path of the log."""
+    """A run failed after it was started; the message has the last line of verl's error and the path of the log."""
 
     exit_status = 1
 
@@ -100,17 +100,17 @@ def train(config: DictConfig, nodes: bool = False) -> Path | None:
     """Check the config and run verl's trainer with it.
 
     Args:
-        config: As `compose` returns it.
-        nodes: Whether to check every node of the running Ray cluster first.
+        config: The composed config, see `compose`.
+        nodes: Whether to also check every node of the running Ray cluster.
 
     Returns:
-        The checkpoint that was saved before the run stopped on request, None if it went on to its last step.
+        The checkpoint that was saved when the run stopped on request, None if it reached its last step.
 
     Raises:
-        RefusedError: Before Ray starts, with every failure that was found.
+        RefusedError: If a check fails; Ray has not been started.
         TrainingError: If verl's trainer fails.
     """
-    # Before verl is imported anywhere in this process: it settles its platform then.
+    # verl selects its platform from these variables when it is imported.
     os.environ.update(doctor.worker_env(config))
     findings = doctor.examine(config, nodes=nodes)
     if doctor.failures(findings):
@@ -127,10 +127,9 @@ def train(config: DictConfig, nodes: bool = False) -> Path | None:
         config.run_dir = str(folder)
     found = _find_checkpoint(config)
     run_dir.take_stop_request(folder)  # left by an earlier attempt
-    # Before what holds for this attempt alone is put in, so that the file serves for another run.
-    with writing(folder):
-        run_dir.write_attempt(folder, attempt, resolved_yaml(config))
-    # Loggers read these in another process.
+    # Saved before attempt-specific settings are added, so that the file can be reused for another run.
+    run_dir.write_attempt(folder, attempt, resolved_yaml(config))
+    # The loggers run in a Ray worker, so these must reach its environment.
     variables = {
         "VERL_FILE_LOGGER_PATH": str(run_dir.metrics_path(folder, attempt)),
         **resume.tracking_env(config, folder, doctor.worker_env(config)),
@@ -158,39 +157,43 @@ def train(config: DictConfig, nodes: bool = False) -> Path | None:
         ending_what_it_starts(),
     ):
         try:
-            # The function inside verl's Hydra decorator: the very code that verl's own entry point runs.
+            # The function inside verl's Hydra decorator, so the same code as verl's own entry point runs.
             verl_main.__wrapped__(config)
         except Exception as error:
             log.write(traceback.format_exc())
             failure = describe_failure(error, Path(config.trainer.default_local_dir))
             raise TrainingError(
-                f"training failed: {failure}\nAll output up to there, tracebacks included, is in {log_path}"
+                f"training failed: {failure}\nThe full output with all tracebacks is in {log_path}"
             ) from error
-    return run_dir.take_stop_request(folder)
+    try:
+        return run_dir.take_stop_request(folder)
+    except FileError as error:  # whose own exit status would say that nothing was started
+        raise TrainingError(f"training ended, but {error}") from error
 
 
 def describe_failure(error: Exception, checkpoints_dir: Path) -> str:
-    """Say what went wrong, and what it means where that is not to be seen.
+    """Describe the failure, and explain it where the error text does not.
 
     Args:
-        error: What the trainer raised. Ray's errors are whole tracebacks of a worker; the last line is what counts.
-        checkpoints_dir: Where checkpoints are saved.
+        error: The exception that verl's trainer raised. The text of Ray's exceptions is a worker's full traceback,
+            whose last line is the error.
+        checkpoints_dir: Folder of the checkpoints.
     """
-    last_words = last_line(error)
+    summary = last_line(error)
     if not _WRITE_FAILED.search(str(error)):
-        return last_words
+        return summary
     free_gb = shutil.disk_usage(nearest_folder(str(checkpoints_dir))).free / 1e9
     return (
-        f"{last_words}\nThat is a file that could not be written, mostly a checkpoint; {free_gb:,.1f} GB are free in "
-        f"{checkpoints_dir}. Make room (trainer.max_actor_ckpt_to_keep=2, folders *.incomplete<N>), then run the same "
-        "command: it goes on from the newest checkpoint that is whole"
+        f"{summary}\nA file could not be written, probably a checkpoint: {free_gb:,.1f} GB are free in "
+        f"{checkpoints_dir}. Free some space (remove folders *.incomplete<N>, set trainer.max_actor_ckpt_to_keep=2) "
+        "and run the same command again: it resumes from the newest complete checkpoint"
     )
 
 
 def _find_checkpoint(config: DictConfig) -> Found | None:
-    """Choose the checkpoint that verl loads, say which, and set aside those that are not whole."""
+    """Choose the checkpoint that verl loads, report it, and rename newer incomplete ones."""
     if config.trainer.resume_mode == "resume_path":
-        # verl takes the step from the end of the path, where a slash would be in its way.
+        # verl reads the step from the last part of the path; a trailing slash would break that.
         config.trainer.resume_from_path = str(Path(config.trainer.resume_from_path).absolute())
     found = resume.find_checkpoint(config)
     if found is None:
@@ -201,13 +204,13 @@ def _find_checkpoint(config: DictConfig) -> Found | None:
         try:
             set_aside(checkpoint)
         except OSError as error:
-            found_it = f"{checkpoint} is not whole and cannot be renamed ({error.strerror})"
-            raise RefusedError([failed(found_it, "Rename or remove it by hand, or choose another run_dir")]) from error
+            problem = f"{checkpoint} is incomplete and cannot be renamed ({error.strerror})"
+            raise RefusedError([failed(problem, "Rename or remove it by hand, or choose another run_dir")]) from error
     return found
 
 
 def _watch_for_stop_request(config: DictConfig) -> None:
-    """Let verl's trainer build our checkpoint callback, which calls the user's own."""
+    """Register our checkpoint callback with verl's trainer; it calls the user's own callback."""
     config.checkpoint_callback_class = config.trainer.get("checkpoint_callback_class")
     config.trainer.checkpoint_callback_class = "cfpo_verl.stop_request.StopOnRequest"
 
@@ -222,10 +225,10 @@ def _separate_runs(config: DictConfig) -> None:
 
 
 class RunEndedError(RuntimeError):
-    """A run of a --multirun in another process ended otherwise than trained."""
+    """A run of a --multirun, launched in another process, ended with a non-zero exit status."""
 
     def __init__(self, status: int) -> None:
-        """Keep the exit status of the run."""
+        """Store the exit status of the run."""
         self.status = status
         super().__init__(status)
 
@@ -242,13 +245,13 @@ def _hydra_main(config: DictConfig) -> None:
 
 
 def _compose_and_train(overrides: list[str]) -> int:
-    """Let Hydra compose what the command line says, run it or each of its points, and return the exit status."""
+    """Let Hydra compose the config and train it, or each run of a --multirun, and return the exit status."""
     try:
         with explained(overrides):
             _hydra_main()
-    except RunEndedError as error:  # of a point in another process; Hydra has said which
+    except RunEndedError as error:  # Hydra has printed the overrides of that run
         print(
-            f"cfpo-verl train: that run ended with exit status {error.status}. Its output is with its launcher: "
+            f"cfpo-verl train: that run ended with exit status {error.status}. Its launcher has its output: "
             "hydra/launcher=submitit_... keeps it in runs/multirun/.submitit/*/*_log.err",
             file=sys.stderr,
         )
@@ -257,13 +260,16 @@ def _compose_and_train(overrides: list[str]) -> int:
 
 
 def _runs_elsewhere() -> bool:
-    """Say whether a launcher runs this in a process of its own: that reports an exception, but no exit."""
+    """Return whether a launcher runs this in another process, which passes on an exception but no exit status."""
     hydra_config = HydraConfig.get()
     return hydra_config.mode == RunMode.MULTIRUN and hydra_config.runtime.choices["hydra/launcher"] != "basic"
 
 
 def _train_and_report(config: DictConfig, nodes: bool = False) -> None:
-    """Train, and exit as the help says, here and not in Hydra, which would add a line of its own."""
+    """Train, and exit with the status of the help text.
+
+    SystemExit passes through Hydra as it is; to any other exception Hydra would add a message of its own.
+    """
     try:
         saved = train(config, nodes)
     except UserError as error:
@@ -271,21 +277,21 @@ def _train_and_report(config: DictConfig, nodes: bool = False) -> None:
         raise SystemExit(error.exit_status) from None
     if saved is not None:
         print(
-            f"cfpo-verl train: stopped on request; saved {saved}. Run the same command again to resume from there",
+            f"cfpo-verl train: stopped on request; saved {saved}. Run the same command again to resume from it",
             file=sys.stderr,
         )
         raise SystemExit(STOPPED_ON_REQUEST)
 
 
 def _show(error: UserError) -> None:
-    for line in [*map(str, error.findings)] if isinstance(error, RefusedError) else [str(error)]:
-        print(f"cfpo-verl train: {line}", file=sys.stderr)
+    for message in error.findings if isinstance(error, RefusedError) else [error]:
+        print(f"cfpo-verl train: {message}", file=sys.stderr)
     if error.exit_status == UserError.exit_status:
         print("Nothing was started.", file=sys.stderr)
 
 
 def _dry_run(config: DictConfig, nodes: bool) -> int:
-    """Print the resolved config and what the checks find, and return the exit status."""
+    """Print the resolved config and the results of the checks, and return the exit status."""
     os.environ.update(doctor.worker_env(config))
     print(resolved_yaml(config))
     findings = doctor.examine(config, nodes=nodes)
@@ -302,7 +308,7 @@ def _describe_group(group: str) -> str:
 
 
 def _run(arguments: list[str]) -> int:
-    """Train, or make a dry run, and return the exit status."""
+    """Train or do a dry run, and return the exit status."""
     ours, overrides = _parse(arguments)
     if ours.config is not None:
         config = read_config(ours.config, overrides)
@@ -317,40 +323,40 @@ def _run(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the options that are ours from the overrides and flags, which Hydra parses.
+    """Separate our own options from the overrides and flags that Hydra parses.
 
     Raises:
-        ConfigError: If one of ours has a value that it does not take, or goes with a flag of Hydra's that it cannot.
+        ConfigError: If one of our options has a value it does not take, lacks one, or is combined with a Hydra flag.
     """
+    for option in ("--ray", "--dry-run"):
+        for argument in arguments:
+            if argument.startswith(f"{option}="):
+                raise ConfigError(f"{option} takes no value, got {argument}. Give {option} alone")
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
-    for argument in arguments:
-        flag, equals, _value = argument.partition("=")
-        if equals and flag in ("--ray", "--dry-run"):
-            raise ConfigError(f"{argument}: {flag} takes no value. Give it alone, or leave it out")
     try:
         ours, others = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
-        raise ConfigError(f"{error.argument_name}: {error.message}") from None
+        raise ConfigError(f"{error.argument_name}: {error.message}. Give {error.argument_name} FILE") from None
     chosen = [f"--{name.replace('_', '-')}" for name, value in vars(ours).items() if value]
     flags = [argument for argument in others if argument.startswith("-")]
     if chosen and flags:
-        way_out = "Check one point at a time" if {"-m", "--multirun"} & set(flags) else "Leave one of them out"
+        way_out = "Give one run at a time" if {"-m", "--multirun"} & set(flags) else "Leave one of them out"
         raise ConfigError(f"{chosen[0]} and {flags[0]} cannot be combined. {way_out}")
     return ours, others
 
 
 def main(arguments: list[str]) -> int:
-    """Run `cfpo-verl train` with Hydra's arguments and return the exit status."""
+    """Run `cfpo-verl train` with the given command-line arguments and return the exit status."""
     if {"-h", "--help"} & set(arguments):
         print(HELP.format(groups="\n".join(_describe_group(group) for group in CHOICES)), end="")
         return 0
-    # Completion is a matter of the whole program.
+    # Hydra registers shell completion for the program's name, without the subcommand.
     completes = {"-sc", "--shell-completion"} & set(arguments)
     sys.argv = ["cfpo-verl" if completes else "cfpo-verl train", *arguments]
-    # Hydra then raises its errors instead of printing them and exiting, so that they look like all others.
+    # Makes Hydra raise its errors instead of printing them and exiting.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         return _run(arguments)
@@ -358,5 +364,5 @@ def main(arguments: list[str]) -> int:
         _show(error)
         return error.exit_status
     except KeyboardInterrupt:
-        print("cfpo-verl train: interrupted; every process it started has ended", file=sys.stderr)
+        print("cfpo-verl train: interrupted; all processes it had started have ended", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""cfpo_verl.checkpoints and cfpo_verl.resume: what is whole, what is taken, and what the loggers are told.
+"""cfpo_verl.checkpoints and cfpo_verl.resume: completeness, the choice of a checkpoint, the loggers' variables.
 
 The folders are built as verl writes them, from files of torch.save; tests/test_resume.py looks at real ones.
 """
@@ -43,7 +43,7 @@ def save_model(folder: Path, world_size: int = 2) -> None:
 
 
 def save(folder: Path, step: int, world_size: int = 2) -> Path:
-    """Write a whole checkpoint."""
+    """Write a complete checkpoint."""
     checkpoint = folder / f"global_step_{step}"
     save_model(checkpoint / "actor", world_size)
     torch.save({"position": step}, checkpoint / "data.pt")
@@ -74,7 +74,7 @@ def save_megatron(folder: Path, step: int) -> Path:
     return checkpoint
 
 
-def test_a_whole_checkpoint(tmp_path):
+def test_a_complete_checkpoint(tmp_path):
     assert why_incomplete(save(tmp_path, 5), TWO_RANKS) is None
 
 
@@ -85,7 +85,7 @@ def test_a_shard_is_missing_empty_or_cut_off(tmp_path, name):
     # Half of it, and all but the last bytes, in which a zip archive has its table of contents.
     for kept in (len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:kept])
-        assert why_incomplete(tmp_path / "global_step_5", TWO_RANKS).endswith(f"{last} is cut off")
+        assert why_incomplete(tmp_path / "global_step_5", TWO_RANKS).endswith(f"{last} is truncated")
     file.write_bytes(b"")
     assert why_incomplete(tmp_path / "global_step_5", TWO_RANKS).endswith(f"{last} is empty")
     file.unlink()
@@ -112,7 +112,7 @@ def test_only_what_is_loaded_has_to_be_there(tmp_path):
 def test_a_critic_and_prompts_in_flight(tmp_path):
     checkpoint = save(tmp_path, 5)
     with_critic = Expected(2, roles=("actor", "critic"), is_async=True)
-    assert why_incomplete(checkpoint, with_critic) == "there is no critic/"
+    assert why_incomplete(checkpoint, with_critic) == "critic/ is missing"
     save_model(checkpoint / "critic")
     assert why_incomplete(checkpoint, with_critic) == "transfer_queue/ is missing"
     (checkpoint / "transfer_queue").mkdir()
@@ -130,11 +130,11 @@ def test_what_verls_rotation_leaves_behind_is_no_checkpoint(tmp_path):
     manager.register_checkpoint(str(checkpoint / "actor"), 1)
     manager.register_checkpoint(str(save(tmp_path, 6) / "actor"), 1)
     assert [path.name for path in checkpoint.iterdir()] == ["data.pt"]
-    assert why_incomplete(checkpoint, TWO_RANKS) == "there is no actor/"
+    assert why_incomplete(checkpoint, TWO_RANKS) == "actor/ is missing"
     assert newest_complete(tmp_path, TWO_RANKS) == Found(tmp_path / "global_step_6")
 
 
-def test_the_newest_whole_one_is_taken_whatever_the_tracker_says(tmp_path):
+def test_the_newest_complete_one_is_taken_whatever_the_tracker_says(tmp_path):
     assert newest_complete(tmp_path / "none", TWO_RANKS) == Found(None)
     for step in (2, 9, 10):
         save(tmp_path, step)
@@ -156,7 +156,7 @@ def test_the_newest_whole_one_is_taken_whatever_the_tracker_says(tmp_path):
 
 
 def test_verls_own_rule_is_the_tracker(tmp_path):
-    """Why it is not used: it crashes on an empty one, and takes what is not whole or not the newest."""
+    """Why it is not used: it crashes on an empty one, and takes one that is incomplete or not the newest."""
     for step in (9, 10):
         save(tmp_path, step)
     (tmp_path / "global_step_10" / "actor" / "optim_world_size_2_rank_1.pt").unlink()
@@ -191,7 +191,7 @@ def test_the_number_of_ranks_that_saved(tmp_path):
     )
 
 
-def test_a_checkpoint_that_is_not_whole_is_set_aside_not_removed(tmp_path):
+def test_an_incomplete_checkpoint_is_renamed_not_removed(tmp_path):
     save(tmp_path, 5)
     set_aside(tmp_path / "global_step_5")
     save(tmp_path, 5)
@@ -247,7 +247,7 @@ def test_megatron_fsdp_has_all_in_one_of_its_folders(tmp_path):
         for file in (checkpoint / "actor" / part / "dist_ckpt").iterdir():
             file.unlink()
         problem = why_incomplete(checkpoint, MEGATRON)
-        assert problem == (None if part == "optimizer" else "actor/dist_ckpt/ are empty")
+        assert problem == (None if part == "optimizer" else "actor/dist_ckpt/ is empty")
 
 
 def test_what_a_run_needs():
@@ -271,7 +271,8 @@ def test_verl_is_told_what_was_found(tmp_path):
     config = quickstart(f"trainer.default_local_dir={tmp_path}")
     found = resume.find_checkpoint(config)
     assert resume.describe(found) == (
-        f"goes on from step 3, {tmp_path}/global_step_3; skips what is not whole: global_step_4 (data.pt is missing)"
+        f"resumes from step 3, {tmp_path}/global_step_3; "
+        "skips incomplete checkpoints: global_step_4 (data.pt is missing)"
     )
     resume.use_checkpoint(config, found)
     assert (config.trainer.resume_mode, config.trainer.resume_from_path) == (
@@ -281,7 +282,7 @@ def test_verl_is_told_what_was_found(tmp_path):
     (tmp_path / "global_step_3" / "data.pt").unlink()
     config = quickstart(f"trainer.default_local_dir={tmp_path}")
     described = resume.describe(resume.find_checkpoint(config))
-    assert described.startswith("begins at step 1, because no checkpoint is whole: global_step_4 (")
+    assert described.startswith("starts at step 1, because no checkpoint is complete: global_step_4 (")
     assert resume.describe(Found(None)) == ""
 
 
@@ -325,7 +326,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path, run_forked):
     assert "inline_container" in error
     described = train.describe_failure(RuntimeError(error), tmp_path / "not" / "yet")
     assert described.startswith("RuntimeError: [enforce fail")
-    assert "a file that could not be written, mostly a checkpoint" in described
+    assert "A file could not be written, probably a checkpoint" in described
     full = OSError(errno.ENOSPC, "No space left on device")
     assert "could not be written" in train.describe_failure(full, tmp_path)
     assert train.describe_failure(ValueError("epsilon is 3"), tmp_path) == "epsilon is 3"
@@ -340,7 +341,7 @@ def test_a_checkpoint_that_cannot_be_set_aside(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "rename", deny)
     config = quickstart(f"trainer.default_local_dir={tmp_path}")
     with pytest.raises(
-        train.RefusedError, match=r"global_step_3 is not whole and cannot be renamed \(Permission denied"
+        train.RefusedError, match=r"global_step_3 is incomplete and cannot be renamed \(Permission denied"
     ):
         train._find_checkpoint(config)
 
@@ -361,3 +362,9 @@ def test_a_path_of_the_users_loses_its_slash(tmp_path):
     config = quickstart("trainer.resume_mode=resume_path", "trainer.resume_from_path=some/global_step_3/")
     train._find_checkpoint(config)
     assert config.trainer.resume_from_path == str(tmp_path / "some" / "global_step_3")
+
+
+def test_an_id_that_cannot_be_stored_is_named(tmp_path):
+    (tmp_path / "tracking_id").mkdir()
+    with pytest.raises(FileError, match=r"tracking_id: cannot be written \(Is a directory\)"):
+        resume.tracking_env(quickstart("trainer.logger=[wandb]"), tmp_path, {})

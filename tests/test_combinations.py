@@ -154,13 +154,13 @@ def compose():
             "experiment=math_8gpu data.train_batch_size=999",
             "ppo_mini_batch_size=${cfpo.divide:${data.train_batch_size},${updates_per_rollout}} "
             "cannot be computed: 999 cannot be divided into 4 equal parts",
-            "Choose whole numbers that divide, for example with data.train_batch_size and updates",
+            "Choose integers that divide evenly, for example with data.train_batch_size and updates",
             id="a-batch-that-updates-do-not-divide",
         ),
         pytest.param(
             "experiment=math_8gpu data.train_batch_size=abc",
             "cannot be computed: abc cannot be divided into 4 equal parts",
-            "Choose whole numbers",
+            "Choose integers",
             id="a-batch-that-is-no-number",
         ),
         pytest.param(

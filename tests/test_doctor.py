@@ -66,7 +66,7 @@ def test_unknown_group_members(run_cli, tmp_path):
 def test_no_experiment(run_cli):
     result = run_cli("train")
     assert result.returncode == 2
-    assert "no experiment is chosen. Add experiment=NAME, one of: cpu_quickstart" in result.stderr
+    assert "no experiment is given. Add experiment=NAME, one of: cpu_quickstart" in result.stderr
 
 
 def test_problems_that_need_verl_are_reported_together(run_script, tmp_path, arithmetic_files, model):

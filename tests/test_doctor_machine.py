@@ -112,18 +112,18 @@ def test_the_checkpoint_callback(saving):
 def test_where_a_run_goes_on(saving, tmp_path):
     folder = tmp_path / "checkpoints"
     save(folder, 20, world_size=8)
-    assert ok(machine.check_checkpoints(saving)) == [f"goes on from step 20, {folder}/global_step_20"]
+    assert ok(machine.check_checkpoints(saving)) == [f"resumes from step 20, {folder}/global_step_20"]
     (folder / "latest_checkpointed_iteration.txt").write_text("")
     (save(folder, 30, world_size=8) / "data.pt").unlink()
     [found] = ok(machine.check_checkpoints(saving))
-    assert "goes on from step 20" in found
-    assert "skips what is not whole: global_step_30 (data.pt is missing)" in found
+    assert "resumes from step 20" in found
+    assert "skips incomplete checkpoints: global_step_30 (data.pt is missing)" in found
     saving.trainer.total_training_steps = 20
     [warning] = warnings(machine.check_checkpoints(saving))
     assert "resume from step 20, and trainer.total_training_steps=20: nothing is left to train" in warning
     (folder / "global_step_20" / "data.pt").unlink()
     [warning] = warnings(machine.check_checkpoints(saving))
-    assert "begins at step 1, because no checkpoint is whole" in warning
+    assert "starts at step 1, because no checkpoint is complete" in warning
     saving.trainer.resume_mode = "disable"
     assert list(machine.check_checkpoints(saving)) == []
 
@@ -131,8 +131,8 @@ def test_where_a_run_goes_on(saving, tmp_path):
 def test_a_checkpoint_of_other_ranks(saving, tmp_path):
     save(tmp_path / "checkpoints", 20, world_size=4)
     [problem] = failed(machine.check_checkpoints(saving))
-    assert "was saved by 4 ranks, and FSDP can load it only into as many: this run has 8" in problem
-    assert "Run it on 4" in problem
+    assert "was saved by 4 ranks, and FSDP can load it only on the same number: this run has 8" in problem
+    assert "Run on 4 GPUs" in problem
 
 
 def test_a_checkpoint_to_resume_from(saving, tmp_path):

@@ -83,7 +83,7 @@ def test_own_hardware_is_used(run_cli, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plan", "trainer.nnodes=2"], "no experiment is chosen. Add experiment=NAME, one of: cpu_quickstart"),
+        (["plan", "trainer.nnodes=2"], "no experiment is given. Add experiment=NAME, one of: cpu_quickstart"),
         (["plan", "experiment=nothing"], "Could not find 'experiment/nothing'"),
         ([*QUICKSTART, "trainer.no_such_key=1"], "no_such_key"),
         ([*QUICKSTART, "actor_rollout_ref.model.path=org/model"], "actor_rollout_ref.model.path=org/model: no folder"),

@@ -26,3 +26,11 @@ def test_follows_a_file_that_appears_later_and_waits_for_whole_lines(tmp_path):
     assert "step 1 reward 0.250" in lines
     assert "step 2 reward 0.500" in lines
     assert "2/2" in lines[-1]
+
+
+def test_a_metrics_file_that_cannot_be_read_does_not_end_the_run(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    stream = io.StringIO()
+    with following(tmp_path / "metrics.jsonl", 3, stream):
+        pass
+    assert "metrics.jsonl: cannot be read (Is a directory). Training continues without progress" in stream.getvalue()

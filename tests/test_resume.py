@@ -86,11 +86,11 @@ def lines(file: Path) -> list[dict]:
 
 def test_it_says_where_it_saved_and_where_it_goes_on(stopped):
     checkpoints = stopped.run_dir / "checkpoints"
-    saved = f"stopped on request; saved {checkpoints}/global_step_1. Run the same command again to resume from there"
+    saved = f"stopped on request; saved {checkpoints}/global_step_1. Run the same command again to resume from it"
     assert saved in stopped.first.stderr
     assert stopped.is_flag_removed
     assert (
-        f"goes on from step 1, {checkpoints}/global_step_1; skips what is not whole: global_step_2 "
+        f"resumes from step 1, {checkpoints}/global_step_1; skips incomplete checkpoints: global_step_2 "
         "(actor/optim_world_size_1_rank_0.pt is missing)"
     ) in stopped.second.stderr
     assert sorted(path.name for path in checkpoints.glob("global_step_*")) == [

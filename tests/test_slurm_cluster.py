@@ -386,8 +386,8 @@ def test_a_signal_saves_and_requeues_and_a_lost_node_is_survived(undisturbed, cl
 
     ended = job.end(400)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), job.logs()
-    assert f"goes on from step {saved}" in job.log("driver.txt", 1)
-    assert f"goes on from step {saved}" in job.log("driver.txt", 2)
+    assert f"resumes from step {saved}" in job.log("driver.txt", 1)
+    assert f"resumes from step {saved}" in job.log("driver.txt", 2)
     # As without the two interruptions: numbers of steps, prompts of each step, schedule.
     other = undisturbed[0].run_dir
     metrics, expected = read_metrics(run_dir), read_metrics(other)

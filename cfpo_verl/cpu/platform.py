@@ -15,7 +15,7 @@ def _do_nothing(*_args: object, **_kwargs: object) -> None:
 
 
 def _make_device_module() -> ModuleType:
-    """Build a module that answers, on a CPU, what verl asks of `torch.cuda`. Memory is in bytes."""
+    """Build a CPU substitute for the functions of `torch.cuda` that verl calls. Memory is in bytes."""
 
     def resident_bytes(_device: object = None) -> int:
         return psutil.Process().memory_info().rss
@@ -33,12 +33,12 @@ def _make_device_module() -> ModuleType:
     module = ModuleType("cfpo_verl_cpu_device")
     vars(module).update({name: getattr(torch.cpu, name) for name in dir(torch.cpu) if not name.startswith("_")})
     vars(module).update(
-        # False: verl guards its CUDA-only code with it.
+        # verl guards its CUDA-only code with it.
         is_available=lambda: False,
         device_count=lambda: 1,
         manual_seed=torch.manual_seed,
         manual_seed_all=torch.manual_seed,
-        # verl looks up peak FLOPS by this name; unknown names count as infinite, so the MFU it reports is 0.
+        # verl looks up peak FLOPS by this name. An unknown name counts as infinite, so the reported MFU is 0.
         get_device_name=lambda _device=None: "CPU",
         get_rng_state=get_rng_state,
         set_rng_state=set_rng_state,
@@ -59,7 +59,7 @@ def _make_device_module() -> ModuleType:
 
 
 class PlatformCPU(PlatformBase):
-    """One CPU as verl's device: gloo for collectives, Ray's GPU slots as a logical resource."""
+    """One CPU as verl's device, with gloo for collectives and Ray's GPU slots as a logical resource."""
 
     def __init__(self) -> None:
         """Build the device module once."""
@@ -72,35 +72,35 @@ class PlatformCPU(PlatformBase):
 
     @property
     def vendor_name(self) -> str:
-        """Verl selects vendor-specific code by this name; there is none for CPUs."""
+        """The name by which verl selects vendor-specific code; there is none for CPUs."""
         return "cpu"
 
     @property
     def device_module(self) -> ModuleType:
-        """What verl uses in place of `torch.cuda`."""
+        """The module that verl uses instead of `torch.cuda`."""
         return self._device_module
 
     def is_available(self) -> bool:
-        """A CPU is always there."""
+        """Return True: a CPU is always available."""
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        """Never offer this platform to verl's auto-detection: only VERL_PLATFORM=cpu selects it."""
+        """Return False, so that verl never detects this platform: only VERL_PLATFORM=cpu selects it."""
         return False
 
     def current_device(self) -> int:
-        """Return the device for `tensor.to`, which verl takes from here.
+        """Return the device that verl passes to `tensor.to`.
 
-        An index, which the signature in verl promises, would mean a CUDA device to torch.
+        verl's signature says an index, but torch would take an index for a CUDA device.
         """
         return "cpu"  # type: ignore[return-value]
 
     def device_count(self) -> int:
-        """One."""
+        """Return 1."""
         return 1
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
-        """CPUs have no compute capability."""
+        """Return (None, None): CPUs have no compute capability."""
         return None, None
 
     def manual_seed(self, seed: int) -> None:
@@ -112,35 +112,34 @@ class PlatformCPU(PlatformBase):
         torch.manual_seed(seed)
 
     def communication_backend_name(self) -> str:
-        """The only torch.distributed backend for CPUs that ships everywhere."""
+        """Return gloo, the only torch.distributed backend for CPUs in every build."""
         return "gloo"
 
     def visible_devices_envvar(self) -> str:
-        """The variable in which Ray tells an actor its slots of the resource below."""
+        """Return the variable in which Ray gives an actor its slots of `ray_resource_name`."""
         return "CUDA_VISIBLE_DEVICES"
 
     def ray_resource_name(self) -> str:
-        """A logical resource: verl's pool check counts only "GPU" and "NPU"."""
+        """Return a logical resource: verl's check of its pools counts only "GPU" and "NPU"."""
         return "GPU"
 
     def ray_noset_envvars(self) -> list[str]:
-        """Nothing to protect from Ray: no accelerator reads the variable above."""
+        """Return no variables: nothing on a CPU reads `visible_devices_envvar`."""
         return []
 
     def is_ipc_supported(self) -> bool:
-        """No: weights then travel to vLLM through shared memory."""
+        """Return False, so that weights are sent to vLLM through shared memory."""
         return False
 
     @contextmanager
     def nvtx_range(self, msg: str) -> Iterator[None]:
-        """No profiler ranges on a CPU."""
+        """Do nothing: there are no profiler ranges on a CPU."""
         yield
 
     def cudart(self) -> Any:
-        """There is no CUDA runtime."""
+        """Return None: there is no CUDA runtime."""
         return None
 
-    # Nothing to select, wait for, tune or profile on a CPU.
     set_device = _do_nothing
     synchronize = _do_nothing
     set_allocator_settings = _do_nothing
@@ -150,5 +149,5 @@ class PlatformCPU(PlatformBase):
 
 
 def register() -> None:
-    """Add the platform to verl's registry under the name that VERL_PLATFORM selects."""
+    """Register the platform with verl under the name that VERL_PLATFORM selects."""
     PlatformRegistry.register(platform="cpu")(PlatformCPU)

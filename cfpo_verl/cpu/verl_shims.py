@@ -1,4 +1,4 @@
-"""The two functions of verl that are replaced on the CPU platform."""
+"""Replacements for two functions of verl on the CPU platform."""
 
 import os
 from datetime import timedelta
@@ -9,7 +9,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 
 
 def torch_rejects_verl_backend() -> bool:
-    """Say whether torch refuses the backend string that verl builds when its device is the CPU."""
+    """Return whether torch rejects the backend string that verl builds if its device is the CPU."""
     try:
         BackendConfig(Backend("cpu:gloo,cpu:gloo"))
     except ValueError:
@@ -18,7 +18,7 @@ def torch_rejects_verl_backend() -> bool:
 
 
 def initialize_global_process_group_ray(timeout_second: float | None = None, backend: str | None = None) -> None:
-    """Start the process group of a Ray worker with gloo. Same contract as verl's function of this name."""
+    """Start the process group of a Ray worker with gloo. Same interface as verl's function of this name."""
     if torch.distributed.is_initialized():
         return
     torch.distributed.init_process_group(
@@ -31,7 +31,7 @@ def initialize_global_process_group_ray(timeout_second: float | None = None, bac
 
 
 def torch_cannot_pin() -> bool:
-    """Say whether torch refuses pinned memory, as it does where there is no accelerator."""
+    """Return whether torch cannot pin memory, which is so without an accelerator."""
     try:
         torch.empty(1).pin_memory()
     except RuntimeError:
@@ -40,16 +40,16 @@ def torch_cannot_pin() -> bool:
 
 
 def unpinned_offload_policy(pin_memory: bool = True) -> CPUOffloadPolicy:
-    """Return FSDP2's offload policy without pinned memory, which would speed up copies to an accelerator."""
+    """Return FSDP2's offload policy without pinned memory, which only helps copies to an accelerator."""
     return CPUOffloadPolicy(pin_memory=False)
 
 
 def install() -> None:
-    """Replace verl's start of the process group, and the offload policy of its reference model.
+    """Replace verl's initialisation of the process group and the offload policy of its reference model.
 
     Why: verl builds "cpu:gloo,<device>:<backend>", which on this platform is "cpu:gloo,cpu:gloo", and torch
-    rejects a device named twice; and verl's FSDP2 engine asks for pinned memory for every model that it only
-    evaluates. Each is skipped as soon as torch accepts it.
+    rejects a device that is named twice. verl's FSDP2 engine also requests pinned memory for every model without
+    gradients. Each replacement is skipped if torch accepts what verl does.
     """
     import verl.utils.distributed as verl_distributed
     import verl.utils.fsdp_utils as verl_fsdp

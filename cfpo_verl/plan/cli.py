@@ -1,4 +1,4 @@
-"""`cfpo-verl plan`: estimate what a run needs, print it, draw how its cost grows."""
+"""The command `cfpo-verl plan`."""
 
 import json
 from pathlib import Path
@@ -51,13 +51,16 @@ def plan(
 ) -> None:
     """Estimate a run's GPU memory, seconds per step and GPU hours before it is queued."""
     if figure is not None and not scale:
-        raise PlanError("--figure draws the table of --scale. Give both")
+        raise PlanError("--figure draws the table of --scale. Give --scale too")
     config = compose(overrides)
     gpu_type = find_gpu(gpu or default_gpu(config).name, hardware)
     run = read_run(config, response_tokens, prompt_tokens, limit_share)
     found, rows = report.estimate(run, gpu_type), scale_up(run, gpu_type) if scale else []
     if scale and not rows:
-        raise PlanError("--scale: the parallel sizes of the config divide no GPU count from 8 to 1,024")
+        raise PlanError(
+            "--scale: no number of GPUs from 8 to 1,024 is a multiple of the config's parallel sizes. Lower the tensor, "
+            "pipeline, context or sequence parallel size"
+        )
     if figure is not None:
         report.draw_scaling(rows, f"{' '.join(overrides)} on {gpu_type.name}", figure)
         typer.echo(figure, err=True)

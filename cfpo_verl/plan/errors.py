@@ -1,7 +1,7 @@
-"""What plan cannot do."""
+"""The error of `cfpo-verl plan`."""
 
 from cfpo_verl.errors import UserError
 
 
 class PlanError(UserError):
-    """A configuration that the estimate does not cover; the message names the key and the way out."""
+    """A run that cannot be estimated; the message names the key or the file and the remedy."""
