@@ -87,11 +87,11 @@ def test_own_hardware_is_used(run_cli, tmp_path):
         (["plan", "experiment=nothing"], "Could not find 'experiment/nothing'"),
         ([*QUICKSTART, "trainer.no_such_key=1"], "no_such_key"),
         ([*QUICKSTART, "actor_rollout_ref.model.path=org/model"], "actor_rollout_ref.model.path=org/model: no folder"),
-        ([*QUICKSTART, "--gpu", "TPU"], "no GPU type called 'TPU'. Choose one of: A100-80GB, H100-80GB"),
+        ([*QUICKSTART, "--gpu", "TPU"], "no GPU type is named 'TPU'. Choose one of: A100-80GB, H100-80GB"),
         ([*QUICKSTART, "--hardware", "none.yaml"], "none.yaml: cannot be read (No such file or directory)"),
         ([*QUICKSTART, "--response-tokens", "9"], "--response-tokens must be above 0 and at most 8"),
         ([*QUICKSTART, "--limit-share", "1"], "--limit-share must be at least 0 and below 1"),
-        ([*QUICKSTART, "--figure", "x.png"], "--figure draws the table of --scale. Give both"),
+        ([*QUICKSTART, "--figure", "x.png"], "--figure draws the table of --scale. Give --scale too"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
@@ -113,7 +113,7 @@ def test_help_has_examples(run_cli):
     [
         ("base:\n  a: 1\ngpus: [", "own.yaml, line 3: not YAML"),
         ("\xff", "own.yaml: cannot be read: not UTF-8"),
-        ("gpu: {}", "only the keys base and gpus are known, got gpu"),
+        ("gpu: {}", "only the keys base and gpus are allowed, got gpu"),
         ("1: {}", "keys must be strings, got 1"),
         ("- 1", "must be a mapping of keys to values, got a list"),
         ("base: 3", "base must be a mapping of keys to values, got 3"),
@@ -122,9 +122,9 @@ def test_help_has_examples(run_cli):
         ("gpus: {X: {memory_gb: 10}}", "GPU type X: missing keys: memory_gb_s, nvlink_gb_s, peak"),
         ("gpus: {H200: {memory: 10}}", "GPU type H200: unknown keys: memory"),
         ("gpus: {H200: {1: 10}}", "GPU type H200: unknown keys: 1"),
-        ("gpus: {H200: {memory_gb: 0}}", "GPU type H200: memory_gb must be a positive number, got 0"),
-        ("gpus: {H200: {memory_gb: .nan}}", "GPU type H200: memory_gb must be a positive number, got nan"),
-        ("base: {matmul_efficiency: fast}", "matmul_efficiency must be a positive number, got 'fast'"),
+        ("gpus: {H200: {memory_gb: 0}}", "GPU type H200: memory_gb must be a number above 0, got 0"),
+        ("gpus: {H200: {memory_gb: .nan}}", "GPU type H200: memory_gb must be a number above 0, got nan"),
+        ("base: {matmul_efficiency: fast}", "matmul_efficiency must be a number above 0, got 'fast'"),
     ],
 )
 def test_a_wrong_hardware_file_is_refused(text, message, tmp_path):

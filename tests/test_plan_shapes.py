@@ -103,9 +103,9 @@ def test_keys_and_values_are_those_of_vllm(run_forked):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is not known to plan, only: llama, qwen2"),
-        ({"model_type": ["qwen2"]}, r"model_type \['qwen2'\] is not known to plan"),
-        ({"model_type": "qwen2"}, "config.json: num_attention_heads must be a whole number above 0, got None"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported by plan, only: llama, qwen2"),
+        ({"model_type": ["qwen2"]}, r"model_type \['qwen2'\] is not supported by plan"),
+        ({"model_type": "qwen2"}, "config.json: num_attention_heads must be an integer of at least 1, got None"),
         (
             {"model_type": "qwen2", "num_attention_heads": 0},
             "num_attention_heads must be .*, got 0",

@@ -58,7 +58,7 @@ def plan(
     found, rows = report.estimate(run, gpu_type), scale_up(run, gpu_type) if scale else []
     if scale and not rows:
         raise PlanError(
-            "--scale: no number of GPUs from 8 to 1,024 is a multiple of the config's parallel sizes. Lower the tensor, "
+            "--scale: no GPU count from 8 to 1,024 is a multiple of the config's parallel sizes. Lower the tensor, "
             "pipeline, context or sequence parallel size"
         )
     if figure is not None:

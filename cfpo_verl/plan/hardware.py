@@ -1,4 +1,4 @@
-"""GPU types and the efficiencies that are assumed for them."""
+"""GPU types and their assumed efficiencies."""
 
 import math
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ from cfpo_verl.plan.errors import PlanError
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU, its links and what is assumed to be reached of them; hardware.yaml explains each key."""
+    """A GPU type with its links and assumed efficiencies; hardware.yaml explains each key."""
 
     name: str
     memory_gb: float
@@ -36,15 +36,15 @@ class Gpu:
     engine_reserved_gb: float
 
     def link_bytes_s(self, within_node: bool) -> float:
-        """Return bytes per second of a collective, within a machine or between machines."""
+        """Return the bytes per second of a collective, within a node or between nodes."""
         return (self.nvlink_gb_s if within_node else self.network_gb_s) * 1e9 * self.network_efficiency
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return the base values and the GPU types of a file of the user's."""
+    """Return the base values and the GPU types of a user's file."""
     content = read_mapping(file)
     if unknown := sorted(set(content) - {"base", "gpus"}):
-        raise PlanError(f"{file}: only the keys base and gpus are known, got {', '.join(unknown)}")
+        raise PlanError(f"{file}: only the keys base and gpus are allowed, got {', '.join(unknown)}")
     base, gpus = content.get("base") or {}, content.get("gpus") or {}
     for place, node in {"base": base, "gpus": gpus}.items():
         if not isinstance(node, dict):
@@ -59,7 +59,7 @@ def gpu_types(hardware_file: Path | None = None) -> dict[str, Gpu]:
     """Return the known GPU types.
 
     Args:
-        hardware_file: YAML file of the same form as hardware.yaml; what it says goes first.
+        hardware_file: YAML file in the form of hardware.yaml, whose values take precedence.
 
     Raises:
         FileError: If the file cannot be read or is not YAML.
@@ -83,15 +83,16 @@ def _gpu(name: str, keys: dict[Any, Any], source: str) -> Gpu:
             raise PlanError(f"{source}GPU type {name}: {what} keys: {', '.join(wrong)}")
     for key, value in keys.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        # Overheads and reserves may be 0; everything else divides.
+        # Everything but overheads and reserves is a divisor.
         may_be_zero = key.endswith(("overhead_s", "reserved_gb"))
         if not is_number or not 0 <= value < math.inf or (value == 0 and not may_be_zero):
-            raise PlanError(f"{source}GPU type {name}: {key} must be a positive number, got {value!r}")
+            minimum = "of at least 0" if may_be_zero else "above 0"
+            raise PlanError(f"{source}GPU type {name}: {key} must be a number {minimum}, got {value!r}")
     return Gpu(name=name, **{key: float(value) for key, value in keys.items()})
 
 
 def find_gpu(name: str, hardware_file: Path | None = None) -> Gpu:
-    """Return a GPU type by its name.
+    """Return a GPU type by name.
 
     Raises:
         FileError: If the file cannot be read or is not YAML.
@@ -100,6 +101,6 @@ def find_gpu(name: str, hardware_file: Path | None = None) -> Gpu:
     known = gpu_types(hardware_file)
     if name not in known:
         raise PlanError(
-            f"no GPU type called {name!r}. Choose one of: {', '.join(known)}, or add it with --hardware FILE"
+            f"no GPU type is named {name!r}. Choose one of: {', '.join(known)}, or add it with --hardware FILE"
         )
     return known[name]

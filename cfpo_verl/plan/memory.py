@@ -1,4 +1,4 @@
-"""Memory of one GPU, by part and phase. All formulas are in docs/plan.md; GB are 10**9 bytes."""
+"""Memory of one GPU in GB (10**9 bytes), by part and phase. docs/plan.md has all formulas."""
 
 from dataclasses import dataclass
 
@@ -16,11 +16,11 @@ _FP32_BYTES = 4
 
 @dataclass(frozen=True)
 class Phase:
-    """Memory of one GPU while one phase is at its peak.
+    """Peak memory of one GPU in one phase.
 
     Args:
         name: update, log_prob or rollout.
-        parts_gb: {part: GB}; parts that are 0 are left out.
+        parts_gb: {part: GB}, without parts of size 0.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Stage:
-    """Parameters that one GPU computes with: a whole model for FSDP, its part for Megatron.
+    """Parameters that one GPU computes with: the full model for FSDP, one rank's part for Megatron.
 
     Args:
-        layers: Layers, a fraction where stages do not divide them.
-        dense: Parameters outside of experts.
+        layers: Number of layers; a fraction if the stages do not divide them.
+        dense: Parameters outside the experts.
         experts: Parameters of experts.
-        has_head: Whether the output layer is among them.
+        has_head: Whether the stage has the output layer.
     """
 
     layers: float
@@ -55,7 +55,7 @@ class Stage:
 
 
 def stages(shape: ModelShape, trainer: Trainer) -> list[Stage]:
-    """Return the different stages of Megatron's pipeline as one GPU holds them; the first has the embedding."""
+    """Return the first and last stage of Megatron's pipeline, each as one GPU holds it; the first has the embedding."""
     tensor, pipeline = trainer.tensor_parallel, trainer.pipeline_parallel
     layers = shape.layers / pipeline
     dense = layers * (shape.layer_parameters - shape.expert_parameters) / tensor
@@ -63,17 +63,17 @@ def stages(shape: ModelShape, trainer: Trainer) -> list[Stage]:
     table = shape.embedding_parameters / tensor
     if pipeline == 1:
         return [Stage(layers, dense + table * (1 if shape.tied_embeddings else 2), experts, True)]
-    # With tied embeddings first and last stage hold a copy each.
+    # With tied embeddings, the first and the last stage each hold a copy.
     first, last = Stage(layers, dense + table, experts, False), Stage(layers, dense + table, experts, True)
     return [first, last]
 
 
 def layer_activation_bytes(shape: ModelShape, value_bytes: int) -> int:
-    """Return the bytes that autograd keeps of one token in one layer, as transformers computes it.
+    """Return the bytes that autograd saves for one token in one layer of the transformers implementation.
 
-    Counted tensor by tensor with flash or sdpa attention (which keep q, k, v, the output and a log-sum for each head):
-    inputs of both norms in fp32, normalised values and the input of the next matrices; of the MLP gate, up, activated
-    gate and product. Equal to the byte to what saved_tensors_hooks see in dense models (tests/test_plan_torch.py).
+    Counted tensor by tensor with flash or sdpa attention (which save q, k, v, the output and a log-sum-exp per head):
+    the inputs of both norms in fp32, their normalised values and outputs; of the MLP, gate, up, activated gate and
+    product. For dense models this equals what saved_tensors_hooks count, to the byte (tests/test_plan_torch.py).
     """
     norms = 2 * (_FP32_BYTES * shape.hidden + 2 * value_bytes * shape.hidden + _FP32_BYTES)
     attention = 2 * value_bytes * (shape.q_width + shape.kv_width) + _FP32_BYTES * shape.heads
@@ -82,16 +82,16 @@ def layer_activation_bytes(shape: ModelShape, value_bytes: int) -> int:
         attention += _FP32_BYTES * (shape.heads + shape.kv_heads)
     mlp = 4 * value_bytes * shape.intermediate
     if shape.experts:
-        # Each expert's tokens are gathered and its output weighted: two more copies of the hidden state. Our estimate.
+        # Our estimate: gathering an expert's tokens and weighting its output each add a copy of the hidden state.
         mlp = shape.experts_per_token * (mlp + 2 * value_bytes * shape.hidden) + _FP32_BYTES * shape.experts
     return norms + attention + mlp
 
 
 def megatron_layer_activation_bytes(shape: ModelShape, value_bytes: int) -> int:
-    """Return the same for Megatron's fused layers, before it is shared among tensor-parallel GPUs.
+    """Return the same for Megatron's fused layers, before division by the tensor-parallel size.
 
-    As the 34 * hidden of arXiv 2205.05198, counted again for gated MLPs without dropout and with flash attention: input
-    and output of both norms, q, k, v and the output of attention, the fused gate and up, and their product.
+    The 34 * hidden of arXiv:2205.05198, counted for gated MLPs without dropout and with flash attention: input and
+    output of both norms, q, k, v and the output of attention, the fused gate and up, and their product.
     """
     mlp = 3 * value_bytes * shape.intermediate
     if shape.experts:
@@ -101,11 +101,11 @@ def megatron_layer_activation_bytes(shape: ModelShape, value_bytes: int) -> int:
 
 
 def logit_bytes(trainer: Trainer, with_gradient: bool) -> int:
-    """Return the bytes for each logit at the peak, counted in verl 0.9.1's code.
+    """Return the peak bytes per logit, counted in the source of verl 0.9.1.
 
-    FSDP: the logits in the compute type; a copy if the temperature is not 1; flash-attn's cross-entropy turns them into
-    their gradient in place unless the entropy is computed too. Megatron: logits in bf16, an fp32 copy that becomes the
-    softmax, and the gradient. The entropy takes softmax, product and gradients unless chunked or compiled.
+    FSDP: the logits in the compute dtype, and a copy if the temperature is not 1. flash-attn's cross-entropy replaces
+    them by their gradient in place unless the entropy is computed too. Megatron: logits in bf16, an fp32 copy that
+    becomes the softmax, and the gradient. The entropy needs softmax, product and gradients unless chunked or compiled.
     """
     if trainer.fused_kernels:
         return 0
@@ -125,16 +125,16 @@ def logit_bytes(trainer: Trainer, with_gradient: bool) -> int:
 
 
 def _logits(shape: ModelShape, trainer: Trainer, tokens: int, with_gradient: bool) -> float:
-    whole = tokens * shape.vocabulary * logit_bytes(trainer, with_gradient)
+    total = tokens * shape.vocabulary * logit_bytes(trainer, with_gradient)
     entropy = trainer.entropy_in_update or not with_gradient
     if entropy and trainer.entropy_chunk_tokens and not trainer.fused_kernels:
-        # The chunk in fp32, its softmax and their product.
-        whole += min(tokens, trainer.entropy_chunk_tokens) * shape.vocabulary * 3 * _FP32_BYTES
-    return whole / trainer.tensor_parallel
+        # One chunk in fp32, its softmax and their product.
+        total += min(tokens, trainer.entropy_chunk_tokens) * shape.vocabulary * 3 * _FP32_BYTES
+    return total / trainer.tensor_parallel
 
 
 def _gathered(shape: ModelShape, trainer: Trainer, with_gradient: bool) -> float:
-    """Return what FSDP gathers: the root (embeddings) and two layers, and one unit's gradient beside its fp32 copy."""
+    """Return the bytes FSDP gathers: embeddings, two layers, and one unit's gradient with its fp32 copy."""
     if trainer.shards == 1 and trainer.weight_bytes == trainer.compute_bytes:
         return 0
     tables = shape.embedding_parameters * (1 if shape.tied_embeddings else 2)
@@ -145,23 +145,23 @@ def _gathered(shape: ModelShape, trainer: Trainer, with_gradient: bool) -> float
 
 
 def _activations(shape: ModelShape, trainer: Trainer, stage: Stage, tokens: int, micro_batches: int) -> float:
-    """Return what is kept of the micro-batches that are under way, with one layer computed again if they recompute."""
+    """Return the bytes of activations of all micro-batches in flight, and of one recomputed layer if there is one."""
     per_layer = (megatron_layer_activation_bytes if trainer.is_megatron else layer_activation_bytes)(
         shape, trainer.compute_bytes
     )
     kept = trainer.compute_bytes * shape.hidden if trainer.recompute else per_layer
-    # 1F1B: the first stage has as many micro-batches under way as there are stages, the last one.
-    under_way = 1 if stage.has_head else min(trainer.pipeline_parallel, micro_batches)
-    total = under_way * stage.layers * kept + (per_layer if trainer.recompute else 0)
+    # 1F1B: the first stage has as many micro-batches in flight as there are stages, the last stage has one.
+    in_flight = 1 if stage.has_head else min(trainer.pipeline_parallel, micro_batches)
+    total = in_flight * stage.layers * kept + (per_layer if trainer.recompute else 0)
     return tokens * total / trainer.tensor_parallel
 
 
 def _resident(shape: ModelShape, trainer: Trainer, stage: Stage) -> dict[str, float]:
-    """Return weights, gradients and optimiser of one GPU while it trains, in bytes."""
+    """Return the bytes of weights, gradients and optimiser states on one GPU during training."""
     if trainer.stays_offloaded:
         return {"weights": 0, "gradients": 0, "optimizer": 0}
     if not trainer.is_megatron:
-        # ZeRO stage 3 (arXiv 1910.02054): everything is shared among the shards.
+        # ZeRO stage 3 (arXiv:1910.02054): all states are sharded.
         share = shape.parameters * trainer.weight_bytes / trainer.shards
         return {"weights": share, "gradients": share, "optimizer": 2 * share}
     ranks = trainer.gpus // (trainer.tensor_parallel * trainer.pipeline_parallel)
@@ -177,7 +177,7 @@ def _resident(shape: ModelShape, trainer: Trainer, stage: Stage) -> dict[str, fl
 
 
 def kv_cache_gb(run: Run, gpu: Gpu) -> float:
-    """Return the GB of one GPU that are left for keys and values; negative if the weights do not fit."""
+    """Return the GB of one GPU that are left for the KV cache; negative if the weights do not fit."""
     rollout = run.rollout
     if rollout.kv_cache_gb is not None:
         return rollout.kv_cache_gb
@@ -185,12 +185,12 @@ def kv_cache_gb(run: Run, gpu: Gpu) -> float:
 
 
 def engine_weights_gb(run: Run) -> float:
-    """Return the GB of weights on one GPU of an engine."""
+    """Return the GB of an inference engine's weights on one GPU."""
     return run.shape.parameters * run.rollout.value_bytes / run.rollout.tensor_parallel / GB
 
 
 def kv_tokens(run: Run, gpu: Gpu) -> float:
-    """Return how many tokens an engine's cache holds."""
+    """Return the number of tokens that fit into an engine's KV cache."""
     shared_by = min(run.rollout.tensor_parallel, run.shape.kv_heads)
     per_token = run.shape.kv_bytes_per_token(run.rollout.value_bytes) / shared_by
     return max(0.0, kv_cache_gb(run, gpu)) * GB / per_token
@@ -207,14 +207,14 @@ def _engine(run: Run, gpu: Gpu) -> dict[str, float]:
 
 
 def micro_batches(run: Run) -> int:
-    """Return the micro-batches of an optimiser step, on one group of GPUs that works on the same sequences."""
+    """Return the number of micro-batches per optimiser step in one data-parallel group."""
     trainer, batch = run.trainer, run.batch
     sequences = max(1.0, batch.mini_batch_prompts * batch.responses_per_prompt / trainer.data_parallel)
     return _micro_batches(sequences, batch.sequence_tokens, trainer, trainer.update_sequences, trainer.update_tokens)
 
 
 def log_prob_micro_batches(run: Run) -> int:
-    """Return the micro-batches of a pass over the whole batch."""
+    """Return the number of micro-batches of one pass over the full batch."""
     trainer, batch = run.trainer, run.batch
     sequences = max(1.0, batch.responses / trainer.data_parallel)
     limit = trainer.log_prob_sequences
@@ -228,16 +228,16 @@ def _micro_batches(sequences: float, length: float, trainer: Trainer, limit: int
 
 
 def phases(run: Run, gpu: Gpu) -> list[Phase]:
-    """Return the peaks of the phases of a step, each for the GPU that needs most."""
+    """Return the peak memory of each phase of a step, for the GPU that needs most."""
     shape, trainer, rollout = run.shape, run.trainer, run.rollout
     found = []
-    whole = [Stage(shape.layers, shape.parameters, 0, True)]
+    full_model = [Stage(shape.layers, shape.parameters, 0, True)]
     for name, tokens, with_gradient in (
         ("update", trainer.update_tokens, True),
         ("log_prob", trainer.log_prob_tokens, False),
     ):
         candidates = []
-        for stage in stages(shape, trainer) if trainer.is_megatron else whole:
+        for stage in stages(shape, trainer) if trainer.is_megatron else full_model:
             parts = _resident(shape, trainer, stage)
             if not with_gradient:
                 parts["gradients"] = 0
@@ -248,7 +248,7 @@ def phases(run: Run, gpu: Gpu) -> list[Phase]:
             if with_gradient:
                 parts["activations"] = _activations(shape, trainer, stage, tokens, micro_batches(run))
             else:
-                # Without gradients one layer's tensors are alive at a time.
+                # Without gradients, only one layer's tensors exist at a time.
                 per_layer = layer_activation_bytes(shape, trainer.compute_bytes)
                 parts["activations"] = tokens * per_layer / trainer.tensor_parallel
             if stage.has_head:
@@ -260,20 +260,20 @@ def phases(run: Run, gpu: Gpu) -> list[Phase]:
                 parts_gb |= _engine(run, gpu)
             candidates.append(_phase(name, parts_gb, gpu))
         found.append(max(candidates, key=lambda phase: phase.total_gb))
-    return [*found, _rollout(run, gpu, whole)]
+    return [*found, _rollout(run, gpu, full_model)]
 
 
-def _rollout(run: Run, gpu: Gpu, whole: list[Stage]) -> Phase:
+def _rollout(run: Run, gpu: Gpu, full_model: list[Stage]) -> Phase:
     trainer = run.trainer
     parts: dict[str, float] = {}
     if run.rollout.colocated:
-        candidates = stages(run.shape, trainer) if trainer.is_megatron else whole
+        candidates = stages(run.shape, trainer) if trainer.is_megatron else full_model
         stage = max(candidates, key=lambda each: each.parameters)
         resident = _resident(run.shape, trainer, stage)
         if not trainer.param_offload:
             parts["weights"] = resident["weights"] / GB
             if trainer.is_megatron:
-                # Its gradient buffer is only given back by offloading.
+                # Megatron's gradient buffer is freed only by offloading.
                 parts["gradients"] = resident["gradients"] / GB
         if trainer.is_megatron and trainer.reference and not trainer.reference_offload:
             parts["reference"] = _MEGATRON_WEIGHT_BYTES * stage.parameters / GB

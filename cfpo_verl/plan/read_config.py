@@ -1,4 +1,4 @@
-"""Glue: what plan needs, read from a composed verl config."""
+"""Read the settings of a run from a composed verl config."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from cfpo_verl.plan.run import Batch, Engine, Rollout, Run, Trainer
 from cfpo_verl.plan.shapes import shape_of
 
 _BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
-# vLLM's default of VLLM_CPU_KVCACHE_SPACE, in GiB.
+# vLLM's default for VLLM_CPU_KVCACHE_SPACE, in GiB.
 _CPU_KV_CACHE_GIB = "4"
 # What the estimate multiplies or divides by.
 _COUNTS = (
@@ -47,16 +47,16 @@ def read_run(
     prompt_tokens: float | None = None,
     limit_share: float = 0.01,
 ) -> Run:
-    """Return what decides memory and time of a composed config of verl's ppo_trainer.
+    """Return the settings that determine a run's memory and time.
 
     Args:
-        config: The config; interpolations are resolved here.
-        response_tokens: Mean length of a response; half of the longest, at most 2048, if None.
-        prompt_tokens: Mean length of a prompt; half of the longest, at most 256, if None.
-        limit_share: Share of responses that run into the limit.
+        config: A composed config of verl's ppo_trainer.
+        response_tokens: Mean response length; half of the maximum, but at most 2048, if None.
+        prompt_tokens: Mean prompt length; half of the maximum, but at most 256, if None.
+        limit_share: Share of responses that reach the length limit.
 
     Raises:
-        PlanError: If the config asks for something that the model does not cover, or GPUs do not divide.
+        PlanError: If plan does not support the config, or its parallel sizes do not divide the GPUs.
     """
     try:
         shape = shape_of(str(config.actor_rollout_ref.model.path))
@@ -73,11 +73,12 @@ def _check_covered(config: DictConfig) -> None:
     for key in _COUNTS:
         value = OmegaConf.select(config, key, throw_on_missing=True)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise PlanError(f"{key}={value!r}: give a whole number above 0")
+            raise PlanError(f"{key}={value!r}: must be an integer of at least 1")
     actor = config.actor_rollout_ref.actor
     if actor.strategy not in ("fsdp", "fsdp2", "megatron"):
         raise PlanError(
-            f"actor_rollout_ref.actor.strategy={actor.strategy} is not known to plan, only fsdp, fsdp2, megatron"
+            f"actor_rollout_ref.actor.strategy={actor.strategy} is not supported by plan. Choose one of: fsdp, fsdp2, "
+            "megatron"
         )
     if has_critic(config):
         raise PlanError(
@@ -86,8 +87,8 @@ def _check_covered(config: DictConfig) -> None:
         )
     if has_lora(config):
         raise PlanError(
-            "LoRA is not known to plan. Set actor_rollout_ref.model.lora_rank=0 and lora_adapter_path=null to plan "
-            "full training"
+            "LoRA is not supported by plan. Set actor_rollout_ref.model.lora_rank=0 and lora_adapter_path=null to plan "
+            "full fine-tuning"
         )
 
 
@@ -98,20 +99,23 @@ def _check_division(run: Run) -> None:
             "tensor, pipeline and context parallel sizes" if trainer.is_megatron else "ulysses_sequence_parallel_size"
         )
         raise PlanError(
-            f"{trainer.gpus} GPUs are no multiple of {trainer.gpus_per_sequence}, the product of the actor's {keys}. "
-            "Change trainer.nnodes, trainer.n_gpus_per_node or those"
+            f"{trainer.gpus} GPUs are not a multiple of {trainer.gpus_per_sequence}, the product of the actor's "
+            f"{keys}. Change trainer.nnodes, trainer.n_gpus_per_node or these sizes"
         )
     if rollout.gpus % rollout.tensor_parallel:
         raise PlanError(
-            f"{rollout.gpus} GPUs are no multiple of {rollout.tensor_parallel}, those of one inference engine. "
+            f"{rollout.gpus} GPUs are not a multiple of the {rollout.tensor_parallel} of one inference engine. "
             "Change actor_rollout_ref.rollout.tensor_model_parallel_size"
         )
     if not trainer.is_megatron and trainer.gpus % trainer.shards:
-        raise PlanError(f"fsdp_size={trainer.shards} does not divide {trainer.gpus} GPUs")
+        raise PlanError(
+            f"actor_rollout_ref.actor.fsdp_config.fsdp_size={trainer.shards} does not divide {trainer.gpus} GPUs. "
+            "Choose a divisor, or -1 for all"
+        )
 
 
 def _rows(config: DictConfig) -> int | None:
-    """Return the rows of the training files, None unless all are parquet files at hand."""
+    """Return the number of rows in the training files, None unless all are local parquet files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -138,7 +142,7 @@ def _batch(config: DictConfig, response_tokens: float | None, prompt_tokens: flo
         ("--prompt-tokens", prompt_tokens, data.max_prompt_length),
     ):
         if value is not None and not 0 < value <= longest:
-            raise PlanError(f"{name} must be above 0 and at most {longest}, the longest in the config, got {value:g}")
+            raise PlanError(f"{name} must be above 0 and at most {longest}, the maximum in the config, got {value:g}")
     if not 0 <= limit_share < 1:
         raise PlanError(f"--limit-share must be at least 0 and below 1, got {limit_share}")
     return Batch(
@@ -158,14 +162,14 @@ def _batch(config: DictConfig, response_tokens: float | None, prompt_tokens: flo
 def _micro_batch(
     dynamic: bool, budget: int | None, sequences: int | None, longest: int, shared_by: int
 ) -> tuple[int, int | None]:
-    """Return tokens on one GPU and, if it is fixed, the number of sequences of the largest micro-batch."""
+    """Return the tokens per GPU of the largest micro-batch, and its number of sequences if that is fixed."""
     if dynamic:
-        # verl puts a sequence that is longer than the budget in a micro-batch of its own.
+        # verl puts a sequence longer than the budget into its own micro-batch.
         return max(int(budget or 0), -(-longest // shared_by)), None
     if not sequences:
         raise PlanError(
-            "neither a token budget nor a micro-batch size is set: actor_rollout_ref.actor.use_dynamic_bsz=true, or "
-            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu and "
+            "neither a token budget nor a micro-batch size is set. Set actor_rollout_ref.actor.use_dynamic_bsz=true, "
+            "or actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu and "
             "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu"
         )
     return -(-sequences * longest // shared_by), sequences
@@ -223,9 +227,9 @@ def _trainer(config: DictConfig, batch: Batch) -> Trainer:
 
 
 def _width(key: str, dtype: str) -> int:
-    """Return the bytes of a value of a type."""
+    """Return the bytes per value of a dtype."""
     if dtype not in _BYTES:
-        raise PlanError(f"{key}={dtype} is not known to plan, only: {', '.join(_BYTES)}")
+        raise PlanError(f"{key}={dtype} is not supported by plan. Choose one of: {', '.join(_BYTES)}")
     return _BYTES[dtype]
 
 

@@ -1,4 +1,4 @@
-"""What `cfpo-verl plan` prints, writes and draws."""
+"""The output of `cfpo-verl plan`: JSON, tables and the figure."""
 
 import shlex
 from dataclasses import asdict
@@ -19,11 +19,11 @@ from cfpo_verl.plan.step_time import concurrency, step_time
 
 
 def estimate(run: Run, gpu: Gpu) -> dict[str, Any]:
-    """Return everything that is estimated of a run, ready for JSON.
+    """Return all estimates of a run, ready for JSON.
 
     Args:
         run: The run.
-        gpu: Its GPU type.
+        gpu: The GPU type.
     """
     times, advice, steps = step_time(run, gpu), first_change(run, gpu), run.batch.steps
     hours = run.gpus * times.total_s / 3600
@@ -53,7 +53,7 @@ def estimate(run: Run, gpu: Gpu) -> dict[str, Any]:
 
 
 def scaling(rows: list[Scaled]) -> dict[str, Any]:
-    """Return the rows of a scaling table and where it stops paying, ready for JSON."""
+    """Return the scaling table and the number of GPUs at which it stops paying, ready for JSON."""
     return {"rows": [asdict(row) for row in rows], "stops_paying_at_gpus": stops_paying_at(rows)}
 
 
@@ -66,7 +66,7 @@ def _gb(size: float) -> str:
 
 
 def render(found: dict[str, Any]) -> Group:
-    """Return the terminal's view of `estimate`."""
+    """Return the tables of `estimate` for the terminal."""
     memory = Table("GB of a GPU", *found["memory_per_gpu_gb"], title=f"{found['gpus']} x {found['gpu']}")
     parts = list(dict.fromkeys(part for phase in found["memory_per_gpu_gb"].values() for part in phase))
     for part in [*(part for part in parts if part != "total"), "total"]:
@@ -82,12 +82,12 @@ def render(found: dict[str, Any]) -> Group:
         f"{_significant(found['tokens_per_step'])} tokens per step, "
         f"responses of {found['mean_response_tokens']:g} tokens on average, "
         f"{found['optimizer_steps_per_step']} optimiser steps",
-        f"an engine's cache holds {found['kv_cache_tokens_per_engine']:,} tokens; "
+        f"an engine's KV cache holds {found['kv_cache_tokens_per_engine']:,} tokens; "
         f"{found['sequences_at_once_per_engine']:,} sequences at once",
         f"{_significant(found['gpu_hours_per_100_steps'])} GPU hours for 100 steps",
     ]
     if found["gpu_hours"] is None:
-        lines.append("steps of the run are unknown: set trainer.total_training_steps, or give data files that exist")
+        lines.append("the number of steps is unknown: set trainer.total_training_steps, or give data files that exist")
     else:
         lines.append(f"{_significant(found['gpu_hours'])} GPU hours for {found['steps']:,} steps")
     if found["fits"]:
@@ -97,14 +97,14 @@ def render(found: dict[str, Any]) -> Group:
     else:
         change = found["first_change"]
         override = shlex.quote(f"{change['key']}={change['value']}")
-        also = "" if change["is_enough"] else " (not enough alone: plan again with it)"
+        also = "" if change["is_enough"] else " (not enough alone: run plan again with it)"
         lines.append(f"It does not fit in {found['memory_gb']:g} GB. First change: {override}{also}")
     return Group(memory, time, *lines)
 
 
 def render_scaling(rows: list[Scaled]) -> Group:
-    """Return the terminal's view of a scaling table."""
-    table = Table("GPUs", "seconds per step", "of it generation", "GPU hours, 100 steps", "efficiency", "fits")
+    """Return the scaling table for the terminal."""
+    table = Table("GPUs", "seconds per step", "of which generation", "GPU hours, 100 steps", "efficiency", "fits")
     for row in rows:
         table.add_row(
             f"{row.gpus:,}",
@@ -145,7 +145,7 @@ def draw_scaling(rows: list[Scaled], title: str, path: Path) -> Path:
     time, cost = figure.subplots(1, 2)
     gpus = [row.gpus for row in rows]
     time.plot(gpus, [row.step_s for row in rows], marker="o", label="step")
-    time.plot(gpus, [row.generation_s for row in rows], marker="o", label="of it generation")
+    time.plot(gpus, [row.generation_s for row in rows], marker="o", label="of which generation")
     time.plot(gpus, [rows[0].step_s * rows[0].gpus / row.gpus for row in rows], "--", color="gray", label="ideal")
     time.set_ylabel("seconds per step")
     time.set_yscale("log")

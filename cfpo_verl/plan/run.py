@@ -1,4 +1,4 @@
-"""What of a training run decides its memory and its time."""
+"""The settings of a training run that determine its memory and time."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,69 +10,66 @@ Engine = Literal["fsdp", "fsdp2", "megatron"]
 
 @dataclass(frozen=True)
 class Trainer:
-    """The side that computes probabilities and updates the weights.
-
-    Args:
-        engine: verl's training engine.
-        gpus: GPUs of all machines together.
-        gpus_per_node: GPUs of one machine.
-        shards: FSDP: GPUs that hold one copy of weights, gradients and optimiser between them.
-        sequence_parallel: FSDP: GPUs that share each sequence (Ulysses).
-        tensor_parallel: Megatron: GPUs that share each matrix, and with it the activations of norms.
-        pipeline_parallel: Megatron: stages of layers.
-        context_parallel: Megatron: GPUs that share each sequence.
-        expert_parallel: Megatron: GPUs that share the experts of a layer.
-        distributed_optimizer: Megatron: whether data-parallel ranks share the optimiser.
-        weight_bytes: Bytes of a stored parameter; FSDP keeps gradients and both moments in the same type.
-        compute_bytes: Bytes of a value in forward and backward passes.
-        recompute: Whether layers keep their input only and are computed again in the backward pass.
-        param_offload: Weights and gradients leave the GPU outside of training phases.
-        optimizer_offload: The optimiser leaves the GPU outside of training phases.
-        stays_offloaded: FSDP2's offload_policy: weights, gradients and optimiser live in the machine's memory.
-        update_tokens: Tokens of the largest micro-batch of an update, on one GPU.
-        log_prob_tokens: The same for a pass that computes probabilities only.
-        update_sequences: Sequences of a micro-batch of an update if their number is fixed; None if tokens decide.
-        log_prob_sequences: The same for probabilities only.
-        fused_kernels: Whether logits are never held as a whole.
-        scales_logits: Whether the temperature is not 1, which copies the logits.
-        entropy_in_update: Whether the update computes the entropy too.
-        entropy_chunk_tokens: Tokens whose entropy is computed at once; None for all.
-        compiled_entropy: FSDP: whether torch.compile fuses the entropy.
-        recomputes_old_log_prob: Whether a pass computes the old probabilities (not in bypass mode).
-        reference: Whether a reference policy is evaluated. FSDP always keeps it in the machine's memory.
-        reference_offload: Megatron: whether it leaves the GPU when it is not evaluated.
-        pads_sequences: Whether each sequence is padded to the longest of its micro-batch.
-    """
+    """The trainer, which computes log-probabilities and updates the weights."""
 
     engine: Engine
+    """verl's training engine."""
     gpus: int
+    """Total GPUs."""
     gpus_per_node: int
+    """GPUs per node."""
     shards: int = 1
+    """FSDP: GPUs over which one copy of weights, gradients and optimiser states is sharded."""
     sequence_parallel: int = 1
+    """FSDP: GPUs that share each sequence (Ulysses)."""
     tensor_parallel: int = 1
+    """Megatron: GPUs that share each matrix, and the activations of norms."""
     pipeline_parallel: int = 1
+    """Megatron: pipeline stages."""
     context_parallel: int = 1
+    """Megatron: GPUs that share each sequence."""
     expert_parallel: int = 1
+    """Megatron: GPUs that share the experts of a layer."""
     distributed_optimizer: bool = True
+    """Megatron: whether data-parallel ranks share the optimiser states."""
     weight_bytes: int = 4
+    """Bytes per stored parameter. FSDP keeps gradients and both moments in the same dtype."""
     compute_bytes: int = 2
+    """Bytes per value in forward and backward passes."""
     recompute: bool = True
+    """Whether activations of layers are recomputed in the backward pass from each layer's input."""
     param_offload: bool = False
+    """Whether weights and gradients leave the GPU outside training phases."""
     optimizer_offload: bool = False
+    """Whether optimiser states leave the GPU outside training phases."""
     stays_offloaded: bool = False
+    """FSDP2's offload_policy: whether weights, gradients and optimiser states live in host memory."""
     update_tokens: int = 16384
+    """Tokens per GPU of the largest micro-batch of an update."""
     log_prob_tokens: int = 16384
+    """The same for a pass that only computes log-probabilities."""
     update_sequences: int | None = None
+    """Sequences per micro-batch of an update if that number is fixed; None with a token budget."""
     log_prob_sequences: int | None = None
+    """The same for a pass that only computes log-probabilities."""
     fused_kernels: bool = False
+    """Whether the logits are never materialised in full."""
     scales_logits: bool = False
+    """Whether the temperature differs from 1, which copies the logits."""
     entropy_in_update: bool = False
+    """Whether the update also computes the entropy."""
     entropy_chunk_tokens: int | None = None
+    """Tokens per chunk of the entropy; None for all at once."""
     compiled_entropy: bool = True
+    """FSDP: whether torch.compile fuses the entropy."""
     recomputes_old_log_prob: bool = True
+    """Whether a separate pass computes the old log-probabilities (not in bypass mode)."""
     reference: bool = False
+    """Whether there is a reference policy. FSDP always keeps it in host memory."""
     reference_offload: bool = False
+    """Megatron: whether the reference leaves the GPU when it is not in use."""
     pads_sequences: bool = False
+    """Whether each sequence is padded to the longest of its micro-batch."""
 
     @property
     def is_megatron(self) -> bool:
@@ -81,99 +78,93 @@ class Trainer:
 
     @property
     def gpus_per_sequence(self) -> int:
-        """GPUs that work on the same sequences."""
+        """GPUs that process the same sequences."""
         return self.sequence_parallel * self.tensor_parallel * self.pipeline_parallel * self.context_parallel
 
     @property
     def data_parallel(self) -> int:
-        """Groups of GPUs that work on sequences of their own."""
+        """Number of data-parallel groups."""
         return self.gpus // self.gpus_per_sequence
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """The inference engine.
-
-    Args:
-        gpus: GPUs of all engines together.
-        gpus_per_node: GPUs of one machine.
-        colocated: Whether the engines sit on the trainer's GPUs and take turns with it.
-        tensor_parallel: GPUs of one engine (pipeline stages included).
-        memory_share: Share of a GPU's memory that an engine takes (gpu_memory_utilization).
-        sleeps: Whether an engine gives its memory back while the trainer works (free_cache_engine).
-        value_bytes: Bytes of a weight, and of a key or value.
-        max_sequences: Sequences that an engine works on at once, at most.
-        kv_cache_gb: Size of the cache where it is not what is left of memory_share (CPU); None otherwise.
-    """
+    """The inference engines."""
 
     gpus: int
+    """Total GPUs of all engines."""
     gpus_per_node: int
+    """GPUs per node."""
     colocated: bool = True
+    """Whether the engines share the trainer's GPUs and take turns with it."""
     tensor_parallel: int = 1
+    """GPUs per engine, pipeline stages included."""
     memory_share: float = 0.5
+    """Share of a GPU's memory that an engine takes (gpu_memory_utilization)."""
     sleeps: bool = True
+    """Whether an engine frees its memory while the trainer works (free_cache_engine)."""
     value_bytes: int = 2
+    """Bytes per weight, and per value of the KV cache."""
     max_sequences: int = 256
+    """Maximum number of concurrent sequences per engine."""
     kv_cache_gb: float | None = None
+    """Size of the KV cache on a CPU; None where it is the rest of memory_share."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The work of a step.
-
-    Args:
-        prompts: Prompts of a step.
-        responses_per_prompt: Responses to each.
-        mini_batch_prompts: Prompts of an optimiser step.
-        epochs: How often each response is used.
-        prompt_tokens: Mean length of a prompt.
-        response_tokens: Mean length of a response.
-        max_prompt_tokens: Longest prompt.
-        max_response_tokens: Longest response.
-        limit_share: Share of responses that run into max_response_tokens (verl's response_length/clip_ratio).
-        steps: Steps of the run; None if unknown.
-    """
+    """The work of one step."""
 
     prompts: int
+    """Prompts per step."""
     responses_per_prompt: int
+    """Responses per prompt."""
     mini_batch_prompts: int
+    """Prompts per optimiser step."""
     epochs: int
+    """Number of times each response is used."""
     prompt_tokens: float
+    """Mean prompt length."""
     response_tokens: float
+    """Mean response length."""
     max_prompt_tokens: int
+    """Maximum prompt length."""
     max_response_tokens: int
+    """Maximum response length."""
     limit_share: float = 0.01
+    """Share of responses that reach max_response_tokens (verl's response_length/clip_ratio)."""
     steps: int | None = None
+    """Steps of the run; None if unknown."""
 
     @property
     def responses(self) -> int:
-        """Responses of a step."""
+        """Responses per step."""
         return self.prompts * self.responses_per_prompt
 
     @property
     def optimizer_steps(self) -> int:
-        """Optimiser steps of a step of the trainer."""
+        """Optimiser steps per step of the trainer."""
         return self.epochs * max(1, self.prompts // self.mini_batch_prompts)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence."""
+        """Maximum length of a sequence."""
         return self.max_prompt_tokens + self.max_response_tokens
 
     @property
     def sequence_tokens(self) -> float:
-        """Mean tokens of a sequence."""
+        """Mean length of a sequence."""
         return self.prompt_tokens + self.response_tokens
 
     @property
     def tokens(self) -> float:
-        """Tokens of a step, prompts included."""
+        """Tokens per step, prompts included."""
         return self.responses * self.sequence_tokens
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: model, trainer, inference engine, work."""
+    """A training run: model, trainer, inference engines, work per step."""
 
     shape: ModelShape
     trainer: Trainer
@@ -181,17 +172,17 @@ class Run:
     batch: Batch
 
     def with_trainer(self, **changes: object) -> "Run":
-        """Return the run with some of the trainer's settings changed."""
+        """Return the run with changed settings of the trainer."""
         return replace(self, trainer=replace(self.trainer, **changes))  # type: ignore[arg-type]
 
     def with_rollout(self, **changes: object) -> "Run":
-        """Return the run with some of the inference engine's settings changed."""
+        """Return the run with changed settings of the inference engines."""
         return replace(self, rollout=replace(self.rollout, **changes))  # type: ignore[arg-type]
 
     def on_gpus(self, gpus: int) -> "Run":
-        """Return the run on another number of GPUs in all, shares of trainer and engines as they are.
+        """Return the run on another total number of GPUs, split between trainer and engines in the same ratio.
 
-        FSDP shards over all GPUs if it did, else over as many as before.
+        FSDP keeps its number of shards, unless it shards over all GPUs.
         """
         trainer, rollout = self.trainer, self.rollout
         total = trainer.gpus if rollout.colocated else trainer.gpus + rollout.gpus
@@ -204,5 +195,5 @@ class Run:
 
     @property
     def gpus(self) -> int:
-        """GPUs of trainer and engines together."""
+        """Total GPUs of trainer and engines."""
         return self.trainer.gpus if self.rollout.colocated else self.trainer.gpus + self.rollout.gpus

@@ -8,21 +8,21 @@ from cfpo_verl.plan.run import Run
 from cfpo_verl.plan.step_time import step_time
 
 GPU_COUNTS = (8, 16, 32, 64, 128, 256, 512, 1024)
-# Below this share of the smallest cluster's work per GPU more GPUs do not pay. Our choice.
+# Our choice: more GPUs do not pay once the work per GPU falls below this share of the smallest cluster's.
 WORTHWHILE = 0.5
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """The run on some number of GPUs.
+    """The run on a number of GPUs.
 
     Args:
-        gpus: All GPUs.
+        gpus: Total number of GPUs.
         step_s: Seconds of a step.
-        generation_s: Seconds of its generation.
-        gpu_hours_per_100_steps: GPUs times hours of 100 steps.
-        efficiency: Work per GPU and second, against the first row.
-        fits: Whether its memory is enough.
+        generation_s: Seconds of it spent on generation.
+        gpu_hours_per_100_steps: GPU hours of 100 steps.
+        efficiency: Work per GPU and second, relative to the first row.
+        fits: Whether the run fits in memory.
     """
 
     gpus: int
@@ -34,7 +34,7 @@ class Scaled:
 
 
 def scale(run: Run, gpu: Gpu) -> list[Scaled]:
-    """Return the same steps on 8 to 1,024 GPUs, leaving out numbers that the parallelism does not divide."""
+    """Return the run on 8 to 1,024 GPUs, without the numbers that its parallel sizes do not divide."""
     rows: list[Scaled] = []
     for gpus in GPU_COUNTS:
         scaled = run.on_gpus(gpus)
@@ -58,5 +58,5 @@ def scale(run: Run, gpu: Gpu) -> list[Scaled]:
 
 
 def stops_paying_at(rows: list[Scaled]) -> int | None:
-    """Return the first number of GPUs whose efficiency is below a half, None if there is none."""
+    """Return the first number of GPUs with an efficiency below `WORTHWHILE`, None if there is none."""
     return next((row.gpus for row in rows if row.efficiency < WORTHWHILE), None)

@@ -1,4 +1,4 @@
-"""Shapes of decoder-only transformers, and what follows from them: parameters and floating point operations."""
+"""Shapes of decoder-only transformers, and the parameters and floating-point operations that follow from them."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import yaml
 from cfpo_verl.files import reading
 from cfpo_verl.plan.errors import PlanError
 
-# model_type of a Hugging Face config: (a bias on q, k and v; a norm on every q and k head).
+# {model_type of a Hugging Face config: (q, k and v have a bias, every q and k head has a norm)}.
 _FAMILIES = {
     "llama": (False, False),
     "qwen2": (True, False),
@@ -24,21 +24,21 @@ _FAMILIES = {
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What decides the size of a Llama-like model: gated MLP, RMS norms, grouped-query attention.
+    """The dimensions of a Llama-like model: gated MLP, RMS norms, grouped-query attention.
 
     Args:
         hidden: Width of the residual stream.
         layers: Transformer layers.
         heads: Attention heads.
-        kv_heads: Heads of keys and values.
+        kv_heads: Key and value heads.
         head_dim: Width of a head.
         intermediate: Width of the MLP, or of one expert.
         vocabulary: Rows of the embedding.
-        tied_embeddings: Whether the output layer is the embedding.
+        tied_embeddings: Whether the output layer shares its weights with the embedding.
         qkv_bias: Whether q, k and v have a bias (Qwen2).
         qk_norm: Whether every head of q and k is normalised (Qwen3).
         experts: Experts in each layer; 0 for a dense model.
-        experts_per_token: Experts that a token goes through.
+        experts_per_token: Experts that process each token.
     """
 
     hidden: int
@@ -84,32 +84,32 @@ class ModelShape:
 
     @property
     def embedding_parameters(self) -> int:
-        """Parameters of the embedding; the output layer has as many unless it is tied."""
+        """Parameters of the embedding; the output layer has the same number unless it is tied."""
         return self.vocabulary * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All parameters; those of tied embeddings once."""
+        """All parameters; tied embeddings count once."""
         tables = 1 if self.tied_embeddings else 2
         return self.layers * self.layer_parameters + tables * self.embedding_parameters + self.hidden
 
     @property
     def active_matrices_per_layer(self) -> int:
-        """Parameters that a token is multiplied with in a layer: projections, router and its own experts."""
+        """Parameters that a token is multiplied with in a layer: projections, router and the token's experts."""
         mlp = 3 * self.hidden * self.intermediate
         if self.experts:
             mlp = self.experts_per_token * mlp + self.hidden * self.experts
         return self.attention_matrices + mlp
 
     def forward_flops(self, tokens: float, squared_lengths: float) -> float:
-        """Return the floating point operations of a forward pass.
+        """Return the floating-point operations of a forward pass.
 
         Two for each parameter that a token is multiplied with (arXiv 2001.08361: 6ND for forward and backward), and
         for causal attention 2 * length**2 * q_width in each layer: scores and weighted values are 2 operations each,
-        over half of the square. Looking up an embedding costs nothing, the output layer counts.
+        over half of the square. The embedding lookup costs nothing; the output layer is included.
 
         Args:
-            tokens: Tokens of all sequences.
+            tokens: Total tokens of the sequences.
             squared_lengths: Sum of length**2 over the sequences.
         """
         matrices = self.layers * self.active_matrices_per_layer + self.embedding_parameters
@@ -121,20 +121,20 @@ class ModelShape:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "ModelShape":
-        """Read a Hugging Face config.
+        """Return the shape in a Hugging Face config.
 
         Raises:
-            PlanError: If its architecture is not a known one, or a size is missing or not a whole number.
+            PlanError: If its architecture is not supported, or a size is missing or not a positive integer.
         """
         model_type = config.get("model_type")
         if not isinstance(model_type, str) or model_type not in _FAMILIES:
-            raise PlanError(f"model_type {model_type!r} is not known to plan, only: {', '.join(_FAMILIES)}")
+            raise PlanError(f"model_type {model_type!r} is not supported by plan, only: {', '.join(_FAMILIES)}")
         qkv_bias, qk_norm = _FAMILIES[model_type]
-        # transformers writes num_local_experts from version 5 on, the published configs have num_experts.
+        # Published configs have num_experts; transformers 5 writes num_local_experts.
         has_experts = bool(config.get("num_experts") or config.get("num_local_experts"))
         experts = _count(config, "num_experts", "num_local_experts") if has_experts else 0
         if experts and (config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1):
-            raise PlanError("a model with experts in some layers only is not known to plan")
+            raise PlanError("a model with experts in some layers only is not supported by plan")
         heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
         return cls(
             hidden=hidden,
@@ -154,7 +154,7 @@ class ModelShape:
 
 @cache
 def table() -> list[tuple[str, ModelShape]]:
-    """Return (name, shape) of the published models, in the order of shapes.yaml."""
+    """Return (name, shape) of each published model, in the order of shapes.yaml."""
     entries = yaml.safe_load((files("cfpo_verl.plan") / "shapes.yaml").read_text())
     return [(name, ModelShape(**entry["shape"])) for entry in entries for name in entry["names"]]
 
@@ -175,23 +175,23 @@ def _read(config_file: Path) -> ModelShape:
 
 
 def _count(config: dict[str, Any], *keys: str) -> int:
-    """Return the first of these keys that is set.
+    """Return the value of the first of these keys that is set.
 
     Raises:
-        PlanError: If none is set, or the value is not a whole number above 0.
+        PlanError: If none is set, or the value is not an integer of at least 1.
     """
     key = next((key for key in keys if config.get(key) is not None), keys[0])
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise PlanError(f"{key} must be a whole number above 0, got {value!r}")
+        raise PlanError(f"{key} must be an integer of at least 1, got {value!r}")
     return value
 
 
 def shape_of(model_path: str) -> ModelShape:
-    """Return the shape of a local model folder, or of a published model with that name.
+    """Return the shape of the model in a local folder, or of a published model.
 
     Args:
-        model_path: A folder with a config.json, a hub id, or a path whose last part is the name of a published model.
+        model_path: A folder with a config.json, a hub id, or a path that ends in the name of a published model.
 
     Raises:
         PlanError: If it is neither.
@@ -204,6 +204,6 @@ def shape_of(model_path: str) -> ModelShape:
         if fnmatchcase(name, pattern):
             return shape
     raise PlanError(
-        f"actor_rollout_ref.model.path={model_path}: no folder with a config.json, and no model whose shape is known. "
+        f"actor_rollout_ref.model.path={model_path}: no folder with a config.json, and no published shape of that name. "
         f"Give a folder, or one of: {', '.join(name for name, _shape in table())}"
     )

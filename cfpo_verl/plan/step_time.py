@@ -1,4 +1,4 @@
-"""Time of a step, by phase. All formulas are in docs/plan.md."""
+"""Time of a step, by phase. docs/plan.md has all formulas."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from cfpo_verl.plan.memory import kv_tokens, log_prob_micro_batches, micro_batch
 from cfpo_verl.plan.run import Batch, Run
 from cfpo_verl.plan.shapes import ModelShape
 
-# Points at which the shrinking batch of a generation is looked at.
+# Points of the numerical integration over the shrinking batch at the end of generation.
 _DRAIN_POINTS = 200
 
 
@@ -26,12 +26,12 @@ class StepTime:
 
     @property
     def training_s(self) -> float:
-        """Everything but generation and weight synchronisation."""
+        """All phases except generation and weight synchronisation."""
         return self.old_log_prob_s + self.ref_log_prob_s + self.update_s
 
     @property
     def total_s(self) -> float:
-        """The whole step: a sum where trainer and engines take turns, else the longer side."""
+        """The step: the sum if trainer and engines take turns, the longer side if they overlap."""
         if self.overlaps:
             return max(self.generation_s, self.training_s) + self.weight_sync_s
         return self.generation_s + self.training_s + self.weight_sync_s
@@ -62,12 +62,12 @@ def step_time(run: Run, gpu: Gpu) -> StepTime:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Lengths of responses: some run into the limit, the others are exponential below it. Our choice.
+    """Distribution of response lengths: a share reaches the limit, the others are exponential below it. Our choice.
 
     Args:
-        mean: Mean of all.
-        limit: Longest possible.
-        limit_share: Share of those that are exactly that long, for a reason of their own.
+        mean: Mean length of all responses, in tokens.
+        limit: Length limit in tokens.
+        limit_share: Share of responses at the limit in addition to the exponential.
     """
 
     mean: float
@@ -76,12 +76,12 @@ class Lengths:
 
     @property
     def share(self) -> float:
-        """Return limit_share, or as much of it as leaves half of the mean to the others."""
+        """Return limit_share, capped so that the others contribute at least half of the mean."""
         return min(self.limit_share, self.mean / (2 * self.limit))
 
     @cached_property
     def scale(self) -> float:
-        """Return the mean of the exponential before it is cut at the limit, by bisection."""
+        """Return the mean of the exponential before truncation at the limit, by bisection."""
         others = (self.mean - self.share * self.limit) / (1 - self.share)
         low, high = others / 2, 1e6 * self.limit
         for _ in range(200):
@@ -93,7 +93,7 @@ class Lengths:
         return scale * -math.expm1(-self.limit / scale)
 
     def longer_than(self, tokens: float) -> float:
-        """Return the share of responses that are longer than so many tokens, below the limit."""
+        """Return the share of responses longer than a number of tokens below the limit."""
         return self.share + (1 - self.share) * math.exp(-tokens / self.scale)
 
 
@@ -107,7 +107,7 @@ def squared_lengths(batch: Batch) -> float:
 
 
 def _flops(run: Run) -> tuple[float, float]:
-    """Return the operations of a forward pass over the batch, and over what padding makes of it."""
+    """Return the operations and the tokens of a forward pass over the batch, padding included."""
     batch = run.batch
     if run.trainer.pads_sequences:
         tokens = batch.responses * batch.longest
@@ -116,16 +116,16 @@ def _flops(run: Run) -> tuple[float, float]:
 
 
 def _compute(run: Run, gpu: Gpu, forward_passes: float) -> float:
-    """Return the seconds of arithmetic of so many forward passes over the batch, spread over the trainer's GPUs."""
+    """Return the seconds of arithmetic for `forward_passes` passes over the batch on the trainer's GPUs."""
     efficiency = gpu.expert_efficiency if run.shape.experts else gpu.matmul_efficiency
     flops, _tokens = _flops(run)
-    # Fewer sequences than groups of GPUs leave groups without work.
+    # With fewer sequences than data-parallel groups, some groups idle.
     busy = min(1.0, run.batch.responses / run.trainer.data_parallel)
     return forward_passes * flops / (run.trainer.gpus * busy * gpu.peak_tflops * 1e12 * efficiency)
 
 
 def _fsdp_traffic_s(run: Run, gpu: Gpu, bytes_per_parameter: float) -> float:
-    """Return the seconds in which a ring moves so many bytes of each parameter: (n - 1) / n of them by each GPU."""
+    """Return the seconds of a ring collective over all parameters: each GPU moves (n - 1) / n of the bytes."""
     trainer = run.trainer
     if trainer.is_megatron or trainer.shards == 1:
         return 0.0
@@ -135,10 +135,10 @@ def _fsdp_traffic_s(run: Run, gpu: Gpu, bytes_per_parameter: float) -> float:
 
 
 def _tensor_parallel_s(run: Run, gpu: Gpu, passes: float) -> float:
-    """Return the seconds of Megatron's tensor- and expert-parallel exchanges of so many passes over the batch.
+    """Return the seconds of Megatron's tensor- and expert-parallel communication in `passes` passes over the batch.
 
-    Two all-reduces of the hidden state in each layer and pass (arXiv 1909.08053), each twice (n - 1) / n of its bytes;
-    the same volume with sequence parallelism. Experts: the tokens of a GPU go to their experts and come back.
+    Two all-reduces of the hidden state per layer and pass (arXiv:1909.08053), each of 2 (n - 1) / n of its bytes; the
+    volume is the same with sequence parallelism. Experts: the tokens of a GPU are sent to their experts and back.
     """
     trainer, shape = run.trainer, run.shape
     if not trainer.is_megatron:
@@ -156,7 +156,7 @@ def _tensor_parallel_s(run: Run, gpu: Gpu, passes: float) -> float:
 
 
 def _bubble(run: Run, micro_batch_count: int) -> float:
-    """Return by what a pipeline lengthens the work: (stages - 1) / micro-batches (arXiv 2104.04473)."""
+    """Return the factor of the pipeline bubble: 1 + (stages - 1) / micro-batches (arXiv:2104.04473)."""
     return 1 + (run.trainer.pipeline_parallel - 1) / micro_batch_count
 
 
@@ -171,10 +171,10 @@ def _update(run: Run, gpu: Gpu) -> float:
     trainer, batch = run.trainer, run.batch
     per_step = micro_batches(run)
     count = per_step * batch.optimizer_steps
-    # The backward pass costs two forward passes; recomputing the layers one more.
+    # A backward pass costs two forward passes, recomputation one more.
     passes = batch.epochs * (4 if trainer.recompute else 3)
     arithmetic = (_compute(run, gpu, passes) + _tensor_parallel_s(run, gpu, passes)) * _bubble(run, per_step)
-    # Weights are gathered for the forward and again for the backward pass, gradients scattered in fp32.
+    # Weights are gathered for the forward and for the backward pass; gradients are reduce-scattered in fp32.
     traffic = count * _fsdp_traffic_s(run, gpu, 2 * trainer.compute_bytes + 4)
     overheads = count * gpu.micro_batch_overhead_s + batch.optimizer_steps * _optimizer_s(run, gpu)
     return max(arithmetic, traffic) + overheads + _offload_s(run, gpu)
@@ -188,19 +188,19 @@ def _parameters_per_gpu(run: Run) -> float:
 
 
 def _optimizer_s(run: Run, gpu: Gpu) -> float:
-    """Return the seconds of an optimiser step: weights, gradients and both moments read, all but gradients written."""
+    """Return the seconds to read weights, gradients and both moments, and to write all but the gradients."""
     trainer = run.trainer
     parameters = _parameters_per_gpu(run)
     seconds = 7 * trainer.weight_bytes * parameters / (gpu.memory_gb_s * 1e9 * gpu.bandwidth_efficiency)
     if trainer.is_megatron and trainer.data_parallel > 1:
-        # fp32 gradients are scattered and bf16 weights gathered, once for each optimiser step.
+        # fp32 gradients are reduce-scattered and bf16 weights gathered once per optimiser step.
         share = run.shape.parameters / (trainer.tensor_parallel * trainer.pipeline_parallel * trainer.expert_parallel)
         seconds += 6 * share / gpu.link_bytes_s(trainer.gpus <= trainer.gpus_per_node)
     return seconds
 
 
 def _offload_s(run: Run, gpu: Gpu) -> float:
-    """Return the seconds in which weights and optimiser come from the machine's memory and go back, once a step."""
+    """Return the seconds to load weights and optimiser states from host memory and write them back."""
     trainer = run.trainer
     size = trainer.weight_bytes * _parameters_per_gpu(run)
     moved = 2 * size * (trainer.param_offload + 2 * trainer.optimizer_offload)
@@ -208,7 +208,7 @@ def _offload_s(run: Run, gpu: Gpu) -> float:
 
 
 def _weight_sync(run: Run, gpu: Gpu) -> float:
-    """Return the seconds in which every engine gets the weights: gathered in their stored type, then copied."""
+    """Return the seconds to send the weights to all engines: gathered in their stored dtype, then copied."""
     trainer, rollout = run.trainer, run.rollout
     stored = run.shape.parameters * (2 if trainer.is_megatron else trainer.weight_bytes)
     share = (trainer.gpus - 1) / trainer.gpus
@@ -218,22 +218,22 @@ def _weight_sync(run: Run, gpu: Gpu) -> float:
 
 
 def decode_step_s(shape: ModelShape, run: Run, gpu: Gpu, sequences: float, context_tokens: float) -> float:
-    """Return the seconds in which an engine makes one token of each of so many sequences.
+    """Return the seconds of one decoding step of an engine.
 
-    A roofline: weights that are touched, and keys and values of all contexts, are read once; each token costs its
-    operations; the slower of the two, and a constant.
+    A roofline: the larger of the time to read the active weights and the KV cache of all contexts once and the time
+    of the arithmetic, plus communication and a constant overhead.
 
     Args:
         shape: The model.
-        run: Gives the engine.
-        gpu: Its GPUs.
+        run: The run; its engine is used.
+        gpu: GPU type of the engine.
         sequences: Sequences in the step.
-        context_tokens: Mean length of their contexts.
+        context_tokens: Mean context length in tokens.
     """
     rollout = run.rollout
     weights = shape.parameters - shape.layers * shape.expert_parameters
     if shape.experts:
-        # Share of experts that at least one of the tokens goes through, if it chooses evenly.
+        # Expected share of experts used by at least one token, with uniform routing.
         touched = 1 - (1 - shape.experts_per_token / shape.experts) ** sequences
         weights += shape.layers * shape.expert_parameters * touched
     if not shape.tied_embeddings:
@@ -241,11 +241,11 @@ def decode_step_s(shape: ModelShape, run: Run, gpu: Gpu, sequences: float, conte
     shared_by = min(rollout.tensor_parallel, shape.kv_heads)
     read = weights * rollout.value_bytes / rollout.tensor_parallel
     read += sequences * context_tokens * shape.kv_bytes_per_token(rollout.value_bytes) / shared_by
-    # 4 * q_width operations for each token of the context: scores and weighted values.
+    # 4 * q_width operations per context token: scores and weighted values.
     flops = sequences * (shape.forward_flops(1, 0) + 4 * shape.layers * shape.q_width * context_tokens)
     reading = read / (gpu.memory_gb_s * 1e9 * gpu.bandwidth_efficiency)
     arithmetic = flops / (rollout.tensor_parallel * gpu.peak_tflops * 1e12 * gpu.inference_efficiency)
-    # Two all-reduces of the hidden state in each layer.
+    # Two all-reduces of the hidden state per layer.
     exchanged = 4 * shape.layers * sequences * shape.hidden * rollout.value_bytes
     exchange = exchanged * (rollout.tensor_parallel - 1) / rollout.tensor_parallel
     exchanging = exchange / gpu.link_bytes_s(rollout.tensor_parallel <= rollout.gpus_per_node)
@@ -253,17 +253,17 @@ def decode_step_s(shape: ModelShape, run: Run, gpu: Gpu, sequences: float, conte
 
 
 def concurrency(run: Run, gpu: Gpu) -> float:
-    """Return how many sequences an engine works on at once: its limit, or what its cache holds at mean length."""
-    # A sequence in the middle of its response.
+    """Return the number of concurrent sequences of an engine: its limit, or what its KV cache holds at mean length."""
+    # On average, a sequence is halfway through its response.
     held = run.batch.prompt_tokens + run.batch.response_tokens / 2
     return max(1.0, min(run.rollout.max_sequences, kv_tokens(run, gpu) / held))
 
 
 def generation(run: Run, gpu: Gpu) -> float:
-    """Return the seconds in which the engines make all responses.
+    """Return the seconds in which the engines generate all responses.
 
-    While responses wait, an engine is full; then it drains: fewer and fewer sequences are left, until the last one of
-    all engines is at its end. With lengths as in `Lengths`.
+    While responses wait, an engine runs at its full concurrency. Then it drains: fewer and fewer sequences are left
+    until the last one on any engine ends. Response lengths are distributed as in `Lengths`.
     """
     shape, rollout, batch = run.shape, run.rollout, run.batch
     engines = rollout.gpus / rollout.tensor_parallel
@@ -276,7 +276,7 @@ def generation(run: Run, gpu: Gpu) -> float:
     for i in range(_DRAIN_POINTS):
         tokens = (i + 0.5) * width
         left = lengths.longer_than(tokens)
-        # Whether any response of the step is that long; one engine then still works.
+        # Probability that any response of the step is this long, so that one engine is still busy.
         any_left = -math.expm1(batch.responses * math.log1p(-left)) if left < 1 else 1.0
         step = decode_step_s(shape, run, gpu, max(1.0, at_once * left), batch.prompt_tokens + tokens)
         drain += any_left * width * step
