@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from cfpo_verl import sites
-from cfpo_verl.composing import compose, explained, resolved_yaml
+from cfpo_verl.composing import compose, explained
 from cfpo_verl.demands import cpus_needed, worker_variables
 from cfpo_verl.k8s import facts as site_facts
 from cfpo_verl.k8s import manifest, schema
