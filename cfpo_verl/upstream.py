@@ -1,6 +1,6 @@
-"""Every attribute of another package that this project touches and that may change without notice.
+"""Every attribute of another package that this project uses and that may change without notice.
 
-That is all of verl and vLLM, and the private names of the others.
+These are all uses of verl and vLLM, and the private names of other packages.
 
 python -m cfpo_verl.upstream            check the installed ones
 python -m cfpo_verl.upstream FOLDER     compare them with the verl in a folder (see `make compat`)
@@ -30,12 +30,12 @@ class Use:
     """Something of another package that this project relies on.
 
     Args:
-        module: Where it is.
-        attribute: Its dotted name in the module; "" for a word in the module's source.
-        where: Our module that uses it.
-        why: What for.
-        parameters: Names that we pass by keyword, or fields that we read of a dataclass.
-        word: What the module's source must mention, for what has no name in Python.
+        module: Its module.
+        attribute: Its dotted name in the module; "" for a text in the module's source.
+        where: Modules of ours that use it, comma-separated, without cfpo_verl.
+        why: What it is used for.
+        parameters: Parameters that we pass by keyword, or fields of a dataclass that we read.
+        word: Text the module's source must contain, for behaviour that has no importable name.
     """
 
     module: str
@@ -47,7 +47,7 @@ class Use:
 
     @property
     def key(self) -> str:
-        """The use in one line."""
+        """The use in one line, unique among all."""
         return f"{self.module}.{self.attribute}" if self.attribute else f"{self.module} mentions {self.word}"
 
 
@@ -57,8 +57,8 @@ _PLATFORM = "verl.plugin.platform"
 _TRAINER = "verl.trainer.ppo.v1.trainer_base"
 _FSDP_CHECKPOINTS = "verl.utils.checkpoint.fsdp_checkpoint_manager"
 USES = (
-    Use(_CORE, "POLICY_LOSS_REGISTRY", "plugin, doctor", "to refuse a name that verl has already"),
-    Use(_CORE, "ADV_ESTIMATOR_REGISTRY", "plugin, doctor", "to refuse a name that verl has already"),
+    Use(_CORE, "POLICY_LOSS_REGISTRY", "plugin, doctor.algorithm, doctor.environment", "rejects a name that verl has"),
+    Use(_CORE, "ADV_ESTIMATOR_REGISTRY", "plugin, doctor.environment", "rejects a name that verl has"),
     Use(_CORE, "register_policy_loss", "plugin", "adds the losses", ("name",)),
     Use(_CORE, "register_adv_est", "plugin", "adds the estimators", ("name_or_enum",)),
     Use(
@@ -101,14 +101,14 @@ USES = (
         "verl.trainer.ppo.checkpoint_callback",
         "CheckpointCallback.on_save",
         "stop_request",
-        "the only hook of the trainer",
+        "the trainer's only hook",
         ("trainer", "global_step", "checkpoint_dir", "async_save"),
     ),
     Use("verl.utils.import_utils", "load_class_from_fqn", "stop_request", "loads the user's own callback", ("fqn",)),
     Use(_TRAINER, "", "stop_request", "ends its loop", word="while current_epoch < self.config.trainer.total_epochs"),
     Use(_TRAINER, "", "stop_request", "saves this step", word="if self.config.trainer.save_freq > 0 and ("),
     Use(_TRAINER, "", "stop_request", "whether this step is the last", word="self.total_training_steps ="),
-    Use(_TRAINER, "", "resume", "loads what is named", word='self.config.trainer.resume_mode == "resume_path"'),
+    Use(_TRAINER, "", "resume", "loads the named checkpoint", word='self.config.trainer.resume_mode == "resume_path"'),
     Use(_TRAINER, "", "checkpoints", "name of the data loader's state", word='"data.pt"'),
     Use(_TRAINER, "", "checkpoints", "name of the prompts in flight", word='"transfer_queue"'),
     *(
@@ -117,12 +117,12 @@ USES = (
         )
         for name in ("model", "optim", "extra_state")
     ),
-    Use(_FSDP_CHECKPOINTS, "", "checkpoints", "ranks that saved", word='"fsdp_config.json"'),
+    Use(_FSDP_CHECKPOINTS, "", "checkpoints", "number of ranks that saved", word='"fsdp_config.json"'),
     *(
         Use("verl.utils.megatron_utils", "", "checkpoints", "name in a Megatron checkpoint", word=f'"{name}"')
         for name in ("ckpt_contents.json", "huggingface", "dist_ckpt", "optimizer", "extra")
     ),
-    Use("verl.utils.tracking", "Tracking.supported_backend", "doctor.tracking", "the loggers that verl has"),
+    Use("verl.utils.tracking", "Tracking.supported_backend", "doctor.tracking", "verl's loggers"),
     Use("verl.utils.tracking", "", "report.readers.tensorboard", "event files", word="SummaryWriter"),
     Use(_TRAINER, "", "report.readers.run_folder", "printed after the last step", word="Final validation metrics"),
     Use(_TRAINER, "", "report.readers.responses", "where responses are written", word="rollout_data_dir"),
@@ -161,7 +161,13 @@ USES = (
     Use(_PLATFORM, "PlatformBase", "cpu.platform", "base of the CPU platform"),
     Use(_PLATFORM, "PlatformRegistry.register", "cpu.platform", "adds the CPU platform", ("platform",)),
     Use(f"{_PLATFORM}.platform_manager", "", "cpu", "selects the platform", word="VERL_PLATFORM"),
-    Use("verl.workers.engine.base", "", "cpu", "selects the engine's device", word="VERL_ENGINE_DEVICE"),
+    Use(
+        "verl.workers.engine.base",
+        "",
+        "hydra_configs.platform.cpu",
+        "selects the engine's device",
+        word="VERL_ENGINE_DEVICE",
+    ),
     Use(
         "verl.utils.distributed",
         "initialize_global_process_group_ray",
@@ -179,7 +185,7 @@ USES = (
         "verl.trainer.ppo.v1.replay_buffer",
         "ReplayBuffer",
         "cpu.replay_buffer",
-        "looked at more often on a CPU",
+        "polled more often on a CPU",
         ("poll_interval",),
     ),
     Use(
@@ -237,15 +243,15 @@ USES = (
         "verl.model_merger.base_model_merger",
         "",
         "export.merge",
-        "an adapter is written apart",
+        "an adapter is written separately",
         word="lora_train_meta.json",
     ),
     Use("verl.model_merger.__main__", "main", "export.merge", "verl's merger"),
-    Use("vllm", "EngineArgs", "evaluation.engine", "what an engine is started with", ("model", "max_model_len")),
+    Use("vllm", "EngineArgs", "evaluation.engine", "arguments of an engine", ("model", "max_model_len")),
     Use("vllm", "LLMEngine.from_engine_args", "evaluation.engine", "starts an engine", ("engine_args",)),
-    Use("vllm", "LLMEngine.add_request", "evaluation.engine", "asks", ("request_id", "prompt", "params")),
+    Use("vllm", "LLMEngine.add_request", "evaluation.engine", "adds a request", ("request_id", "prompt", "params")),
     Use("vllm", "LLMEngine.step", "evaluation.engine", "generates"),
-    Use("vllm", "LLMEngine.has_unfinished_requests", "evaluation.engine", "whether to go on"),
+    Use("vllm", "LLMEngine.has_unfinished_requests", "evaluation.engine", "whether requests are left"),
     Use(
         "vllm",
         "SamplingParams",
@@ -253,7 +259,7 @@ USES = (
         "how a response is sampled",
         ("temperature", "top_p", "top_k", "max_tokens", "seed", "detokenize", "output_kind"),
     ),
-    Use("vllm.sampling_params", "RequestOutputKind.DELTA", "evaluation.engine", "outputs without what came before"),
+    Use("vllm.sampling_params", "RequestOutputKind.DELTA", "evaluation.engine", "outputs only new tokens"),
     Use("vllm.plugins", "", "cpu.vllm_shims", "loads entry points of this group", word="vllm.general_plugins"),
     Use(
         "hydra._internal.config_repository",
@@ -283,15 +289,15 @@ USES = (
 
 
 def describe(use: Use) -> str:
-    """Return the signature or the type of what is used.
+    """Return the signature of what is used, or its type if it is not callable.
 
     Raises:
-        LookupError: If it is not there, or lacks one of the parameters.
+        LookupError: If it is missing, or lacks one of the parameters.
     """
     if not use.attribute:
         try:
             spec = find_spec(use.module)
-        except ImportError:  # its parent package is gone
+        except ImportError:  # its parent package is missing
             spec = None
         if spec is None or spec.origin is None or use.word not in Path(spec.origin).read_text():
             raise LookupError(f"{use.key}: it does not")
@@ -305,19 +311,19 @@ def describe(use: Use) -> str:
     if not callable(value):
         return type(value).__name__
     signature = inspect.signature(value)
-    takes_any = any(it.kind is it.VAR_KEYWORD for it in signature.parameters.values())
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     lacking = [name for name in use.parameters if name not in signature.parameters and not takes_any]
     if lacking:
         raise LookupError(f"{use.key}: no parameter {', '.join(lacking)} in {signature}")
-    # Without defaults and annotations, whose text changes with Python.
+    # Without defaults and annotations, whose text depends on the version of Python.
     return f"({', '.join(signature.parameters)})"
 
 
 def describe_all(uses: Iterable[Use] = USES) -> tuple[dict[str, str], list[str]]:
-    """Describe what is there, and say what is not."""
+    """Return {key: signature or type} of what exists, and a message for each use that is missing."""
     from cfpo_verl.cpu import vllm_metadata
 
-    vllm_metadata.install()  # verl's modules for vLLM refuse to be imported without a distribution of that name
+    vllm_metadata.install()  # verl's modules for vLLM need a distribution of that name
     described, missing = {}, []
     for use in uses:
         try:
@@ -328,7 +334,7 @@ def describe_all(uses: Iterable[Use] = USES) -> tuple[dict[str, str], list[str]]
 
 
 def _compose_all() -> list[str]:
-    """Compose every shipped experiment with the verl that is found, and return what fails."""
+    """Compose every shipped experiment with the installed verl, and return what fails."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -345,8 +351,8 @@ def _compose_all() -> list[str]:
 
 
 def _described_by_subprocess(folder: Path | None) -> dict[str, object]:
-    """Describe all uses in a fresh process, with a folder first on its path."""
-    env = {**os.environ, "VERL_USE_EXTERNAL_PLUGINS": "none"}  # ours would refuse another version
+    """Describe all uses in a new process, with a folder first on its path."""
+    env = {**os.environ, "VERL_USE_EXTERNAL_PLUGINS": "none"}  # our plugin would reject another version
     if folder is not None:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder.absolute()), env.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "cfpo_verl.upstream", "--json"]
@@ -358,7 +364,7 @@ def _described_by_subprocess(folder: Path | None) -> dict[str, object]:
 
 
 def compare(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Say which signatures differ of what both have."""
+    """Return a message for each signature that differs."""
     return [f"{key} was {before[key]}, is {after[key]}" for key in before if key in after and before[key] != after[key]]
 
 
@@ -372,9 +378,9 @@ def _main(
     folder: Annotated[
         Path | None, typer.Argument(help="Folder with another verl to compare with the installed one.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what is found as JSON, to be compared.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the uses as JSON, for comparison.")] = False,
 ) -> None:
-    """Check everything of verl, vLLM and others that cfpo_verl relies on. Exit status 1 if something is gone."""
+    """Check that everything cfpo_verl uses of verl, vLLM and others exists. Exit status 1 if something is missing."""
     if as_json:
         described, missing = describe_all()
         typer.echo(json.dumps({"verl": version("verl"), "uses": described, "missing": [*missing, *_compose_all()]}))

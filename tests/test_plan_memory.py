@@ -278,8 +278,8 @@ def test_a_change_that_is_not_enough_says_so():
         (["actor_rollout_ref.rollout.dtype=fp8"], "rollout.dtype=fp8 is not supported by plan. Choose one of: fp32"),
         (["data.train_batch_size=0"], "data.train_batch_size=0: must be an integer of at least 1"),
         (["actor_rollout_ref.rollout.max_num_seqs=abc"], "max_num_seqs='abc': must be an integer of at least 1"),
-        (["trainer.nnodes=abc"], "trainer.nnodes='abc': must be an integer of at least 1"),
-        (["trainer.n_gpus_per_node=0"], "trainer.n_gpus_per_node=0: must be an integer of at least 1"),
+        (["trainer.nnodes=abc"], "trainer.nnodes='abc': give a whole number above 0"),
+        (["trainer.n_gpus_per_node=0"], "trainer.n_gpus_per_node=0: give a whole number above 0"),
         (["trainer.n_gpus_per_node=${nothing}"], "trainer.n_gpus_per_node: Interpolation key 'nothing' not found"),
     ],
 )

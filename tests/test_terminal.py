@@ -97,7 +97,7 @@ def test_commands_catch_nothing_but_errors_of_users():
             if isinstance(node, ast.ExceptHandler):
                 kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
                 caught |= {ast.unparse(kind) for kind in kinds if kind is not None}
-    assert caught <= {"KeyboardInterrupt", "UnsupportedAntlrError", "json.JSONDecodeError", "RunDirError", "OSError"}
+    assert caught <= {"KeyboardInterrupt", "UnsupportedAntlrError", "json.JSONDecodeError", "RunDirError", "FileError"}
 
 
 def test_tables_are_wide_where_there_is_no_terminal(tmp_path):

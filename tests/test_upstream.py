@@ -137,3 +137,18 @@ def test_a_folder_comes_first(tmp_path):
     assert found["verl"] == "0.99.0"
     assert any("verl.trainer.ppo.core_algos.agg_loss" in line for line in found["missing"])
     assert any("experiment=cpu_quickstart does not compose" in line for line in found["missing"])
+
+
+@pytest.mark.parametrize("use", upstream.USES, ids=lambda use: use.key)
+def test_a_use_names_modules_that_exist_and_mention_it(use):
+    """Whoever adapts to another version looks there."""
+    # BucketedWeightReceiver of BucketedWeightReceiver.__init__.
+    named = [name for name in use.attribute.split(".") if not name.startswith("__")]
+    mentioned = (named[-1], use.module.removesuffix(".__main__"))
+    for where in use.where.split(", "):
+        place = PROJECT / ("" if where.startswith("benchmarks.") else "cfpo_verl") / where.replace(".", "/")
+        files = [place.with_name(f"{place.name}.py"), place.with_name(f"{place.name}.yaml"), place / "__init__.py"]
+        texts = [file.read_text() for file in files if file.is_file()]
+        assert texts, f"no module {where}"
+        if use.attribute:
+            assert any(name in text for name in mentioned for text in texts), f"{where} does not mention {use.key}"

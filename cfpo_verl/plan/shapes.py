@@ -204,6 +204,6 @@ def shape_of(model_path: str) -> ModelShape:
         if fnmatchcase(name, pattern):
             return shape
     raise PlanError(
-        f"actor_rollout_ref.model.path={model_path}: no folder with a config.json, and no published shape of that "
-        f"name. Give a folder, or one of: {', '.join(name for name, _shape in table())}"
+        f"actor_rollout_ref.model.path={model_path}: no folder with a config.json, and no published model of "
+        f"that name. Give a folder, or one of: {', '.join(name for name, _shape in table())}"
     )
