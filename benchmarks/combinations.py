@@ -1,4 +1,4 @@
-"""Compose the whole product of `backend`, `algo` and `policy_model` with the installed verl for docs/combinations.md.
+"""Compose all combinations of `backend`, `algo` and `policy_model` with the installed verl for docs/combinations.md.
 
     python -m benchmarks.combinations           # about ten minutes
 

@@ -45,7 +45,7 @@ LOSSES: dict[str, PolicyLossConfig] = {
 SHAPES = "8x1024,64x4096,256x8192"
 ESTIMATORS = ["grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "cfpo_grpo", "cfpo_dr_grpo", "cfpo_rloo"]
 ADVANTAGE_SHAPES = "8192x2048,8192x8192"
-# Tensors of the size of a batch that the hungriest loss holds at once, its inputs included.
+# Peak number of batch-sized tensors of the loss that needs most memory, its inputs included.
 TENSORS_AT_ONCE = 25
 
 
@@ -224,7 +224,7 @@ def shape_of(text: str) -> tuple[int, int]:
 
 
 def shapes_of(text: str) -> list[tuple[int, int]]:
-    """Parse 64x4096,8x1024; nothing is no shape.
+    """Parse 64x4096,8x1024; an empty text is an empty list.
 
     Raises:
         typer.BadParameter: If a shape is not RESPONSESxTOKENS.

@@ -1,11 +1,11 @@
-"""The estimates of `cfpo-verl plan` beside published and measured times and peaks, one set of efficiencies for all.
+"""Compare the estimates of `cfpo-verl plan` with published and measured times and peaks.
 
     python -m benchmarks.plan    # the tables of docs/plan.md; a test compares the two
     python -m benchmarks.plan --figure docs/plan_scale.png
 
-Nothing is run: each row states the settings that its source gives, the model estimates the rest. Where a source does
-not give the mean length of responses, it is the one at which the update of the first row of the source would be right;
-that cell is then no test of the model and is marked with =.
+Nothing is run: each row has the settings that its source gives, and plan estimates the rest, with one set of
+efficiencies for all. If a source does not give the mean response length, we use the one at which the update of its
+first row is right; that cell tests nothing and is marked with =.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ PERFORMANCE = "performance.md"
 
 @dataclass(frozen=True)
 class Published:
-    """A run of somebody, with what is known of it.
+    """A published run and its known settings.
 
     Args:
         name: System, model, setting.
@@ -214,7 +214,7 @@ def prime_rl() -> Iterator[Published]:
         ("Qwen3-30B-A3B", 8, 16384, 8.174, 74.588),
     ]
     for model, gpus, tokens, step_s, peak_gib in rows:
-        # Its logits are never whole, as verl's with fused kernels.
+        # Its logits are never materialised in full, as with verl's fused kernels.
         trainer = Trainer(
             engine="fsdp2",
             gpus=gpus,
@@ -332,7 +332,7 @@ def scaling() -> list[dict[str, str]]:
         {
             "GPUs": f"{row.gpus:,}",
             "seconds per step": f"{row.step_s:.0f}",
-            "of it generation": f"{row.generation_s:.0f}",
+            "of which generation": f"{row.generation_s:.0f}",
             "GPU hours, 100 steps": f"{row.gpu_hours_per_100_steps:,.0f}",
             "efficiency": f"{row.efficiency:.0%}",
         }
