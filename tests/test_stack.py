@@ -208,4 +208,4 @@ def test_ctrl_c_ends_ray_and_vllm(workplace):
                 process.terminate()  # the run's own clean-up ends Ray and vLLM
                 process.wait(timeout=60)
     assert stack_processes() - before == set()
-    assert "interrupted; every process it started has ended" in (workplace / "interrupted.txt").read_text()
+    assert "interrupted; all processes it had started have ended" in (workplace / "interrupted.txt").read_text()
