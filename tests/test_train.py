@@ -92,8 +92,9 @@ def test_a_bug_ends_with_a_traceback_and_a_request_for_a_report(flags, run_forke
     result = run_forked(BUG.format(flags=flags))
     assert result.returncode == 1
     assert "Traceback (most recent call last)" in result.stderr
-    assert "KeyError: 'no such thing'" in result.stderr
-    assert result.stderr.splitlines()[-1].startswith("cfpo-verl train: this is a bug in cfpo_verl. Please report it")
+    *_, error, request = result.stderr.splitlines()
+    assert error == "KeyError: 'no such thing'"
+    assert request.startswith("cfpo-verl train: this is a bug in cfpo_verl. Please report it")
     assert "Nothing was started." not in result.stderr
 
 
