@@ -117,7 +117,7 @@ def h20() -> Iterator[Published]:
             fitted="update" if gpus == 32 else None,
         )
 
-    # Old probabilities are the engine's; responses go on across updates of the weights, which is not in the model.
+    # The engine provides the old probabilities. Responses continue across weight updates, which is not modelled.
     streaming = replace(fsdp, param_offload=False, optimizer_offload=False, recomputes_old_log_prob=False)
     for gpus, total_s in ((16, 294.77), (32, 189.26), (64, 150.63)):
         rollout = Rollout(gpus=gpus, gpus_per_node=8, colocated=False, tensor_parallel=2, memory_share=0.8)

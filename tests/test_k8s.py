@@ -240,6 +240,8 @@ def test_every_fact_has_a_default_and_the_example_states_it():
     [
         ({"image": None}, "kubernetes.image is not set"),
         ({"image": "a b"}, "image='a b'"),
+        ({"tolerations": [5]}, "kubernetes.tolerations: 5 is not a mapping"),
+        ({"tolerations": [["a"]]}, "is not a mapping such as {key: nvidia.com/gpu"),
         ({"ray_version": "latest"}, "ray_version='latest'"),
         ({"image_pull_policy": "always"}, "choose one of Always"),
         ({"cpus_per_node": None}, "kubernetes.cpus_per_node is not set"),

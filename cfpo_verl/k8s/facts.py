@@ -278,6 +278,11 @@ def _check_labels(facts: Facts) -> list[str]:
         for key in getattr(facts, group)
         if not is_label_key(key)
     ]
+    problems += [
+        f"kubernetes.tolerations: {toleration!r} is not a mapping such as {{key: nvidia.com/gpu, operator: Exists}}"
+        for toleration in facts.tolerations
+        if not isinstance(toleration, dict)
+    ]
     if not is_label_key(facts.gpu_resource):
         problems.append(f"kubernetes.gpu_resource={facts.gpu_resource!r}: give a name such as nvidia.com/gpu")
     return problems + [
