@@ -46,7 +46,7 @@ def explain(response: str, gold: str, got: float, expected: float, timed_out: bo
     return (
         f"reward canary: the response {response!r} with the gold answer {gold!r} scores {got:g} instead of "
         f"{expected:g}{reason}. The verifier does not work here: check that math-verify is installed in this "
-        "environment, and check reward_kwargs.deadline_s, memory_gb and workers"
+        "environment, and that reward_kwargs.deadline_s, memory_gb and workers leave enough time and memory"
     )
 
 
