@@ -214,7 +214,7 @@ def test_a_reward_that_cannot_decide_is_refused(config):
     config.reward.custom_reward_function.reward_kwargs.deadline_s = 1e-6
     [problem] = failed(data.check_reward(config))
     assert problem.startswith("reward.custom_reward_function: reward canary: the response")
-    assert "reward_kwargs.deadline_s, memory_gb and workers leave enough time and memory" in problem
+    assert "(the comparison exceeded its time or memory limit)" in problem
 
 
 def test_reward_kwargs_are_checked(config):
