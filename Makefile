@@ -1,6 +1,6 @@
 # make quickstart   set up, then train a tiny policy with CFPO and draw the run (SEED=1 for another seed)
-# make test         set up, then lint, type-check and run all tests, the fast ones first (30 minutes on 2 cores)
-# make test-fast    only the unit tests, in parallel (5 minutes)
+# make test         set up, then lint, type-check and run all tests, the fast ones first (40 minutes on 2 cores)
+# make test-fast    only the unit tests, in parallel (9 minutes on 2 cores)
 # make test-browser, test-stack, test-slurm   only those in Chromium; of verl, Ray and vLLM; of a real SLURM cluster
 # make compat       check all that we use of verl against the newest one on the registry
 # make system-deps  what the tests need of Debian, as root (make test calls it where it is root)
