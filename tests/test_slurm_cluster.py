@@ -264,7 +264,7 @@ def test_a_node_that_never_comes_up_is_named_at_the_deadline(ray_only, cluster):
 def test_the_folder_of_a_job_that_has_not_ended_is_left_alone(ray_only):
     refused, job = ray_only["refused"], ray_only["cancelled"]
     assert refused.returncode == 2
-    assert re.search(rf"its job {job.id} is RUNNING, and would read the new files", refused.stderr)
+    assert re.search(rf"its job {job.id} is RUNNING and would read the new files", refused.stderr)
 
 
 def test_a_node_that_cannot_start_ray_fails_the_job_at_once(ray_only, cluster):
