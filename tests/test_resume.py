@@ -22,6 +22,12 @@ from cfpo_verl.run_dir import read_metrics, stop_request_path
 pytestmark = pytest.mark.stack
 
 LR = 5e-3
+# The model answers 7 to everything when decoded greedily. Paying for anything else makes one step change its answers.
+ANYTHING_BUT_7 = """
+def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_options):
+    score = float(solution_str.strip() != ground_truth)
+    return {"score": score, "acc": score}
+"""
 
 
 @dataclass
@@ -43,6 +49,9 @@ def stopped(workplace) -> Stopped:
     greedy = "{do_sample: false, temperature: 0, n: 1}"
     command += ["trainer.test_freq=1", f"actor_rollout_ref.rollout.val_kwargs={greedy}"]
     command += [f"actor_rollout_ref.actor.optim.lr={LR}"]
+    (workplace / "reward.py").write_text(ANYTHING_BUT_7)
+    command += [f"reward.custom_reward_function.path={workplace / 'reward.py'}"]
+    command += ["reward.custom_reward_function.name=compute_score"]
     env = clean_environment({"WANDB_MODE": "offline", "WANDB_DIR": str(workplace)})
 
     def start(attempt: int) -> subprocess.Popen[str]:
