@@ -35,6 +35,7 @@ STATISTICS = (
     "rescued",  # tokens with a gradient where PPO with the same half-widths has none
     "outlier",  # tokens with |r - 1| > 1
     "nonzero_advantage",  # tokens with A != 0
+    "ratio_deviation_p99",  # no sum: the 99th percentile of |r - 1|
 )
 
 
@@ -67,6 +68,7 @@ class _ClippingFreeLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         log_prob: torch.Tensor,
+        anchor: torch.Tensor,
         old_log_prob: torch.Tensor,
         advantages: torch.Tensor,
         response_mask: torch.Tensor,
@@ -131,17 +133,38 @@ class _ClippingFreeLoss(torch.autograd.Function):
             ]
         ).to(dtype)
         sums = torch.stack([log_ratio_sum, torch.linalg.vector_norm(deviation, 1), penalty_sum])
-        statistics = torch.cat([sums, counts])
-        ctx.save_for_backward(slope)
+        statistics = torch.cat([sums, counts, _percentile_99(deviation.abs_(), mask)])
+        ctx.save_for_backward(slope, anchor)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)  # of the statistics, which autograd would make in each backward pass
         return values, statistics
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_values: torch.Tensor | None, _grad_statistics: None) -> tuple[torch.Tensor | None, ...]:
-        (slope,) = ctx.saved_tensors
-        return (None if grad_values is None else grad_values * slope, *[None] * 7)
+        if grad_values is None:
+            return (None,) * 9
+        slope, anchor = ctx.saved_tensors
+        gradient = grad_values * slope if not torch.is_grad_enabled() else _Slope.apply(grad_values, slope, anchor)
+        return (gradient, *[None] * 8)
+
+
+class _Slope(torch.autograd.Function):
+    """The first derivative, where autograd keeps its graph (create_graph=True), and no second one.
+
+    torch's once_differentiable would not do: it returns a constant where grad_values is one, as it is for a mean, and a
+    gradient penalty would then be left out silently.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grad_values: torch.Tensor, slope: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
+        return grad_values * slope
+
+    @staticmethod
+    def backward(ctx: Any, *_gradients: torch.Tensor) -> None:
+        raise RuntimeError(
+            "our losses have no second derivative. For a gradient penalty, write the formula of the loss with torch's "
+            "own operations"
+        )
 
 
 def cfpo_token_loss(
@@ -373,6 +396,18 @@ def _check_shapes(log_prob: torch.Tensor, *others: torch.Tensor) -> None:
             raise ValueError(f"log_prob {tuple(log_prob.shape)} and {name} {tuple(other.shape)} differ in shape")
 
 
+def _percentile_99(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the 99th percentile of non-negative values `[B, T]`, of which those outside the mask are 0. Shape [1].
+
+    That is the value of rank ceil(N / 100) from above, for N tokens. The host does not wait for it.
+    """
+    if not values.numel():
+        return values.new_zeros(1)
+    largest = values.flatten().topk(-(-values.numel() // 100)).values
+    rank = (torch.count_nonzero(mask) + 99) // 100
+    return largest.index_select(0, (rank - 1).clamp(min=0).view(1))
+
+
 def _apply(
     log_prob: torch.Tensor,
     old_log_prob: torch.Tensor,
@@ -383,8 +418,10 @@ def _apply(
     ppo_epsilons: tuple[float, float] | None = None,
     per_sequence: bool = False,
 ) -> TokenLoss:
+    # Depends on log_prob for autograd, and takes no memory.
+    anchor = log_prob[:0]
     # autograd.Function takes arguments by position only.
     values, statistics = _ClippingFreeLoss.apply(
-        log_prob, old_log_prob, advantages, response_mask, curvature, tail_start, ppo_epsilons, per_sequence
+        log_prob, anchor, old_log_prob, advantages, response_mask, curvature, tail_start, ppo_epsilons, per_sequence
     )
     return TokenLoss(values, statistics, STATISTICS)

@@ -253,6 +253,30 @@ def test_holds_the_log_ratio_at_its_limit():
 
 
 @pytest.mark.parametrize("loss", [cfpo_token_loss, cfpo_sequence_loss])
+@pytest.mark.parametrize(
+    ("log_ratio", "held"), [(17.0, False), (19.0, False), (19.99, False), (20.0, True), (21.0, True)]
+)
+def test_the_parabola_has_its_slope_up_to_the_limit(loss, log_ratio, held):
+    log_prob, one = torch.tensor([[log_ratio]], requires_grad=True), torch.ones(1, 1)
+    token_loss = loss(log_prob, 0 * one, one, one, **EPS)
+    token_loss.values.sum().backward()
+    ratio = math.exp(log_ratio)
+    assert log_prob.grad.item() == pytest.approx(0 if held else ((ratio - 1) / 0.2 - 1) * ratio, rel=1e-5)
+    assert token_loss.statistics[STATISTICS.index("corrective")] == (not held)
+
+
+@pytest.mark.parametrize(
+    ("log_ratios", "mean"), [([50.0, -40.0], 5), ([-90.0, 60.0, 31.5], 0.5), ([200.0, -199.0], 0.5)]
+)
+def test_the_ratio_of_a_response_is_that_of_the_mean_whatever_its_tokens_are(log_ratios, mean):
+    new = torch.tensor([log_ratios], dtype=torch.float64)
+    one = torch.ones_like(new)
+    values = cfpo_sequence_loss(new, 0 * new, one, one, **EPS).values
+    ratio = math.exp(mean)
+    assert values[0].tolist() == [pytest.approx(-ratio + 2.5 * (ratio - 1) ** 2)] * len(log_ratios)
+
+
+@pytest.mark.parametrize("loss", [cfpo_token_loss, cfpo_sequence_loss])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 @pytest.mark.parametrize("log_ratio", [-25.0, -15.0, -1.0, 1.0, 15.0, 19.9, 20.0, 25.0, 1e30])
 def test_a_linear_tail_never_loses_its_slope(loss, sign, log_ratio):
@@ -332,6 +356,7 @@ def test_statistics_are_sums_over_response_tokens(loss, options):
         "outlier": ratio > 2,
         "nonzero_advantage": advantages != 0,
     }
+    assert statistics.pop("ratio_deviation_p99") == pytest.approx((ratio - 1).abs()[mask].max().item())
     assert statistics == {name: pytest.approx(values[mask].double().sum().item()) for name, values in expected.items()}
 
 
@@ -366,6 +391,18 @@ def test_drpo_counts_as_rescued_what_ppo_with_the_given_clipping_would_cut_off()
     assert counts[3] == 0
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "low", "high", "rescued"),
+    [(1.3, 1, 0.5, 0.2, 1), (1.3, 1, 0.2, 0.5, 0), (0.7, -1, 0.2, 0.5, 1), (0.7, -1, 0.5, 0.2, 0)],
+)
+def test_ppo_clips_above_with_the_upper_half_width_and_below_with_the_lower(ratio, advantage, low, high, rescued):
+    one = torch.ones(1, 1)
+    statistics = drpo_token_loss(
+        one * math.log(ratio), 0 * one, advantage * one, one, delta=12.5, ppo_epsilon_low=low, ppo_epsilon_high=high
+    ).statistics
+    assert statistics[STATISTICS.index("rescued")] == rescued
+
+
 @pytest.mark.parametrize(("loss", "options"), LOSSES)
 def test_only_log_prob_gets_a_gradient(loss, options):
     new, old, advantages, mask = make_batch()
@@ -377,12 +414,65 @@ def test_only_log_prob_gets_a_gradient(loss, options):
     assert not token_loss.statistics.requires_grad
 
 
-def test_a_second_derivative_is_an_error_and_not_wrong():
+@pytest.mark.parametrize("aggregate", [torch.mean, lambda values: values.square().sum()], ids=["linear", "square"])
+@pytest.mark.parametrize(("loss", "options"), LOSSES)
+def test_a_second_derivative_is_an_error_and_not_zero(loss, options, aggregate):
     new, old, advantages, mask = make_batch()
-    values = cfpo_token_loss(new, old, advantages, mask, **EPS).values
-    (gradient,) = torch.autograd.grad(values.square().sum(), new, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    plainly = torch.autograd.grad(aggregate(loss(new, old, advantages, mask, **options).values), new)[0]
+    (gradient,) = torch.autograd.grad(
+        aggregate(loss(new, old, advantages, mask, **options).values), new, create_graph=True
+    )
+    assert gradient.equal(plainly)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(gradient.sum(), new, allow_unused=True, retain_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        (loss(new, old, advantages, mask, **options).values.sum() + gradient.norm()).backward()
+
+
+def test_keeps_one_tensor_for_the_backward_pass():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor.numel()), tensor)[1], lambda x: x):
+        cfpo_token_loss(*make_batch(), **EPS)
+    assert sorted(kept) == [0, 30]
+
+
+@pytest.mark.parametrize(("tokens", "rank"), [(1, 1), (99, 1), (100, 1), (101, 2), (200, 2), (201, 3), (1000, 10)])
+def test_the_99th_percentile_leaves_out_at_most_a_hundredth_of_the_response_tokens(tokens, rank):
+    """Among 1,000 tokens at random places, of which the others are padding with larger deviations."""
+    generator = torch.Generator().manual_seed(tokens)
+    places = torch.randperm(1000, generator=generator)
+    ratios = torch.full((1000,), 5.0)
+    ratios[places[:tokens]] = 1 + torch.arange(1, tokens + 1) / 2000
+    mask = torch.zeros(1000, dtype=torch.bool)
+    mask[places[:tokens]] = True
+    new, one = ratios.log().view(10, 100), torch.ones(10, 100)
+    statistics = cfpo_token_loss(new, 0 * one, one, mask.view(10, 100), **EPS).statistics
+    expected = (tokens + 1 - rank) / 2000
+    assert statistics[STATISTICS.index("ratio_deviation_p99")].item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_no_response_token_has_no_deviation(rows):
+    one = torch.ones(rows, 4)
+    statistics = cfpo_token_loss(one, 0 * one, one, 0 * one, **EPS).statistics
+    assert not statistics.any()
+
+
+@pytest.mark.parametrize(("loss", "options"), LOSSES)
+def test_nothing_waits_for_the_device(loss, options):
+    """On the meta device any look at a value, and any tensor left on the CPU, is an error, as the wait is on a GPU."""
+    batch = [tensor.detach().to("meta") for tensor in make_batch(torch.float32)]
+    batch[0].requires_grad_()
+    token_loss = loss(*batch, **options)
+    token_loss.values.sum().backward()
+    assert {tensor.device.type for tensor in (*token_loss[:2], batch[0].grad)} == {"meta"}
+
+
+@pytest.mark.parametrize(("ratio", "outlier"), [(1.999, 0), (2, 0), (2.001, 1)])
+def test_an_outlier_has_moved_by_more_than_the_whole_old_probability(ratio, outlier):
+    one = torch.ones(1, 1, dtype=torch.float64)
+    statistics = cfpo_token_loss((one * ratio).log(), one * 0, one, one, **EPS).statistics
+    assert statistics[STATISTICS.index("outlier")] == outlier
 
 
 @pytest.mark.parametrize(("loss", "options"), LOSSES)
