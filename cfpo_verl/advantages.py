@@ -4,14 +4,15 @@ A group is the responses to one prompt. Every estimator takes one reward per res
 its group, `groups [B]` with values 0 to P-1 for P prompts, in any order and of any sizes. It returns advantages `[B]`
 in units of the rewards (of their standard deviation for `grpo_advantages`).
 
-Groups of one response, and groups whose rewards are all equal, get exactly 0: there is nothing to compare with.
+Groups of one response, and groups whose rewards are all equal, get exactly 0: there is nothing to compare with. Rows
+without a response token (`has_response`) belong to no group.
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 
 # Added to a group's standard deviation, as in verl's grpo.
@@ -23,7 +24,7 @@ class RewardError(ValueError):
 
 
 class GroupError(ValueError):
-    """The rows of a batch are not one response each."""
+    """Several rows of a batch are parts of one conversation."""
 
 
 def number_groups(labels: np.ndarray | Sequence[object]) -> torch.Tensor:
@@ -35,8 +36,8 @@ def number_groups(labels: np.ndarray | Sequence[object]) -> torch.Tensor:
     Returns:
         Group numbers 0 to P-1, int64. Shape [B].
     """
-    numbers, _labels = pd.factorize(np.asarray(labels, dtype=object), use_na_sentinel=False)
-    return torch.from_numpy(numbers)
+    numbers: dict[object, int] = {}
+    return torch.tensor([numbers.setdefault(label, len(numbers)) for label in labels], dtype=torch.int64)
 
 
 def grpo_advantages(rewards: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
@@ -111,6 +112,25 @@ def spread(advantages: torch.Tensor, response_mask: torch.Tensor) -> torch.Tenso
     return tokens.copy_(response_mask).mul_(advantages.unsqueeze(-1))
 
 
+def has_response(response_mask: torch.Tensor) -> torch.Tensor:
+    """Return for each row whether it has a response token.
+
+    verl fills a batch up to a multiple of the mini-batch with rows that have none; a row all of whose tokens were
+    rejected has none either.
+
+    Args:
+        response_mask: 1 for response tokens, 0 for padding. [B, T].
+
+    Returns:
+        Booleans. Shape [B].
+    """
+    found = response_mask[:, :1].any(dim=-1)
+    # Nearly all rows begin with a response token, and reading the whole mask would take as long as everything else.
+    others = (~found).nonzero().flatten()
+    found[others] = response_mask[others].any(dim=-1)
+    return found
+
+
 def check_rewards(rewards: torch.Tensor, labels: np.ndarray | Sequence[object]) -> None:
     """Raise if a reward is NaN or infinite.
 
@@ -132,26 +152,39 @@ def check_rewards(rewards: torch.Tensor, labels: np.ndarray | Sequence[object]) 
         )
 
 
-def check_group_sizes(groups: torch.Tensor, labels: np.ndarray | Sequence[object], responses_per_prompt: int) -> None:
-    """Raise if a group has more rows than responses were asked for: then some rows are parts of one conversation.
+def check_one_output_each(labels: Sequence[object], keys: Iterable[str]) -> None:
+    """Raise if a conversation of these groups has several outputs: each would count as a response of its own.
 
     Args:
-        groups: Group numbers. Shape [B].
-        labels: The label of each response's group. Length B.
-        responses_per_prompt: How many responses were sampled for each prompt.
+        labels: The label of each response's group, verl's uid. Length B.
+        keys: verl's keys of a partition, "<uid>_<session>_<output>" for a response and "<uid>" for a prompt. Those of
+            other groups are ignored.
 
     Raises:
-        GroupError: With the group and its size.
+        GroupError: With the conversation and how many outputs it has.
+
+    Example:
+        >>> check_one_output_each(["a", "a"], ["a", "a_0_0", "a_1_0", "b_0_0", "b_0_1"])
     """
-    sizes = torch.bincount(groups)
-    if sizes.max() <= responses_per_prompt:
-        return
-    group = int(sizes.argmax())
-    label = labels[int((groups == group).nonzero()[0])]
-    raise GroupError(
-        f"group {label} has {int(sizes[group])} rows, but only {responses_per_prompt} responses were sampled for a "
-        "prompt: an agent loop returned several outputs for one conversation, and each would count as a response"
-    )
+    groups = set(labels)
+    outputs = Counter((group, session) for group, session, _output in _split(keys) if group in groups)
+    several = [(group, session, count) for (group, session), count in outputs.items() if count > 1]
+    if several:
+        group, session, count = several[0]
+        raise GroupError(
+            f"conversation {session} of group {group} has {count} outputs ({len(several)} of {len(outputs)} "
+            "conversations have several), and each would count as a response. verl tells its own grpo, but no other "
+            "estimator, which rows belong to one conversation. Set algorithm.adv_estimator=grpo, which compares the "
+            "last outputs; every policy_loss works with it"
+        )
+
+
+def _split(keys: Iterable[str]) -> Iterable[tuple[str, str, str]]:
+    """Split the keys of responses; a prompt's has fewer parts."""
+    for key in keys:
+        parts = key.rsplit("_", 2)
+        if len(parts) == 3:
+            yield parts[0], parts[1], parts[2]
 
 
 def _centre(rewards: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, ClassVar
 
 from verl.workers.config import ActorConfig, PolicyLossConfig
@@ -33,9 +34,20 @@ def _check_number(name: str, value: object) -> None:
 class TokenLossConfig(PolicyLossConfig):
     """Base class of the options of a token loss: its name, its function and, as fields, its options.
 
-    `cfpo_verl.plugin.register_token_loss` adds the loss to verl; docs/extending.md has a complete example. verl builds
-    policy_loss from the subclass, so a misspelt key is an error.
+    `cfpo_verl.registration.register_token_loss` adds the loss to verl; docs/extending.md has a complete example. verl
+    builds policy_loss from the subclass, so a misspelt key is an error.
+
+    Args:
+        non_finite: What a NaN or an infinity of a response token does: "raise" ends the run, "skip" leaves its
+            micro-batch out of the loss.
+        max_skipped: How many micro-batches a process may leave out before the run ends, at least 1.
+
+    Raises:
+        ValueError: If verl would not call this loss, or an option is outside its range.
     """
+
+    non_finite: str = "raise"
+    max_skipped: int = 10
 
     NAME: ClassVar[str]
     """Name of the loss in verl's registry, which `loss_mode` must have too."""
@@ -45,11 +57,40 @@ class TokenLossConfig(PolicyLossConfig):
     the `options` by name."""
 
     def __post_init__(self) -> None:
-        """Refuse a loss_mode that would leave the options without effect."""
+        """Refuse options without effect or meaning. verl builds them before it loads a model."""
         if self.loss_mode != self.NAME:
             raise ValueError(
                 f"policy_loss.loss_mode={self.loss_mode} does not go with the options of {type(self).__name__}. Choose "
                 f"with policy_loss={self.NAME} or another file of that group, which sets both"
+            )
+        self._check_registered()
+        if self.non_finite not in ("raise", "skip"):
+            raise ValueError(
+                f"policy_loss.non_finite must be raise or skip, got {self.non_finite!r}. Set {_KEY}.non_finite=skip"
+            )
+        _check_number("max_skipped", self.max_skipped)
+        if self.max_skipped < 1:
+            raise ValueError(
+                f"policy_loss.max_skipped must be at least 1, got {self.max_skipped}. To leave out none, set "
+                f"{_KEY}.non_finite=raise"
+            )
+
+    def _check_registered(self) -> None:
+        """Check that verl calls our adapter for this loss. One of verl's own would run without the options."""
+        from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY  # importing it is what registers our losses
+
+        found = POLICY_LOSS_REGISTRY.get(self.NAME)
+        if found is None:
+            raise ValueError(
+                f"the loss {self.NAME} is not in verl's registry in this process: no plugin has registered "
+                f"{type(self).__name__}. Install the package in the environment of every node; or set "
+                "VERL_USE_EXTERNAL_MODULES to the module that registers it, for our losses cfpo_verl.plugin. "
+                "VERL_USE_EXTERNAL_PLUGINS=none must not be set"
+            )
+        if getattr(found, "__module__", None) != "cfpo_verl.registration":
+            raise ValueError(
+                f"verl {version('verl')} has a loss {self.NAME} of its own, which would run without the options of "
+                f"{type(self).__name__}. Install a release of cfpo_verl for this verl, or choose another policy_loss"
             )
 
     @abstractmethod
@@ -84,6 +125,10 @@ class ClippingFreeLossConfig(TokenLossConfig):
             "actor/pg_clipfrac_lower": sums["past_optimum_low"],
             "actor/ppo_kl": -sums["log_ratio"],
             "cfpo/ratio_deviation": sums["ratio_deviation"],
+            # verl takes the minimum over the mini-batches of a rollout of what has "min" in its name. In the first one
+            # both policies are the same, and what is left is the difference of two passes.
+            "cfpo/noise_floor_min": sums["ratio_deviation"],
+            "cfpo/noise_floor_p99_min": sums["ratio_deviation_p99"] * tokens,
             "cfpo/tv_distance": sums["ratio_deviation"] / 2,
             "cfpo/penalty": sums["penalty"],
             "cfpo/corrective_frac": sums["corrective"],

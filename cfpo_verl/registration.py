@@ -1,54 +1,49 @@
-"""Entry point of the group `verl.plugins`: importing this module adds our losses and advantages to verl's registries.
-
-verl imports it in every process that imports verl, Ray workers included, and never calls anything in it. Importing it
-twice, or through VERL_USE_EXTERNAL_MODULES as well, changes nothing.
+"""Our losses and advantages in verl's registries. Importing this module adds them.
 
 A plugin with a loss or an estimator of its own imports from here what it needs; docs/extending.md has an example.
 """
 
 import logging
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-
-import cfpo_verl.resolvers  # noqa: F401 - Ray workers resolve our config files
-from cfpo_verl import __version__, cpu, sockets
-from cfpo_verl.compat import check_verl_version
-
-__all__ = ["TokenLoss", "TokenLossConfig", "register_group_estimator", "register_token_loss", "token_policy_loss"]
-
-VERL_VERSION = check_verl_version()
-
-# The CPU platform must be in place before anything below asks verl for its device.
-if cpu.is_selected():
-    cpu.activate_in_verl()
-
-from verl.trainer.ppo.core_algos import (  # noqa: E402
+from verl.trainer.ppo.core_algos import (
     ADV_ESTIMATOR_REGISTRY,
     POLICY_LOSS_REGISTRY,
     agg_loss,
     register_adv_est,
     register_policy_loss,
 )
-from verl.workers.config import ActorConfig  # noqa: E402
+from verl.workers.config import ActorConfig
 
-from cfpo_verl.advantages import (  # noqa: E402
-    check_group_sizes,
+from cfpo_verl import __version__
+from cfpo_verl.advantages import (
+    check_one_output_each,
     check_rewards,
     dr_grpo_advantages,
     grpo_advantages,
+    has_response,
     number_groups,
     rloo_advantages,
     spread,
 )
-from cfpo_verl.config import LOSS_CONFIGS, TokenLossConfig, check_aggregation  # noqa: E402
-from cfpo_verl.losses import TokenLoss, check_finite  # noqa: E402
+from cfpo_verl.compat import check_verl_version
+from cfpo_verl.config import LOSS_CONFIGS, TokenLossConfig, check_aggregation
+from cfpo_verl.losses import NonFiniteError, TokenLoss, check_finite
+
+__all__ = ["TokenLoss", "TokenLossConfig", "register_group_estimator", "register_token_loss", "token_policy_loss"]
+
+VERL_VERSION = check_verl_version()
 
 logger = logging.getLogger(__name__)
+
+# Micro-batches that this process has left out, by name of the loss.
+_left_out: Counter[str] = Counter()
 
 
 def token_policy_loss(
@@ -103,13 +98,55 @@ def token_policy_loss(
     loss = agg_loss(loss_mat=values, loss_mask=mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info)
     checked.append(loss.detach().view(1))
     sums = torch.cat(checked).tolist()  # the only synchronisation with the host
+    names = token_loss.names
+    skipped = False
     if not all(map(math.isfinite, sums)):
         tensors = {"log_prob": log_prob, "old_log_prob": old_log_prob, "advantages": advantages}
         if rollout_is_weights is not None:
             tensors["rollout_is_weights"] = rollout_is_weights
-        check_finite(mask, **tensors)
-    names = token_loss.names
-    return loss, policy_loss.metrics(dict(zip(names, sums, strict=False)), tokens=sums[len(names)])
+        try:
+            check_finite(mask, **tensors)
+        except NonFiniteError as error:
+            _leave_out(config, error, has_finite_model=bool(log_prob[mask].isfinite().all()))
+            skipped, loss, sums = True, _nothing(log_prob, loss), [0.0] * len(sums)
+    metrics = policy_loss.metrics(dict(zip(names, sums, strict=False)), tokens=sums[len(names)])
+    if policy_loss.non_finite == "skip":
+        metrics["cfpo/skipped_frac"] = float(skipped)
+    return loss, metrics
+
+
+def _leave_out(actor: ActorConfig, error: NonFiniteError, has_finite_model: bool) -> None:
+    """Count a micro-batch that is left out of the loss.
+
+    Args:
+        actor: The config of the actor.
+        error: What is not finite, and where.
+        has_finite_model: Whether the log-probabilities of the current model are finite. If not, its gradient is NaN
+            although the loss is 0. FSDP's engine then takes no step, but Megatron's takes it.
+
+    Raises:
+        NonFiniteError: If the micro-batch must not be left out, or too many were in this process.
+    """
+    policy_loss = actor.policy_loss
+    if policy_loss.non_finite != "skip":
+        raise error
+    if actor.strategy == "megatron" and not has_finite_model:
+        raise NonFiniteError(
+            f"{error}. policy_loss.non_finite=skip does not cover log_prob with Megatron, whose optimiser would write "
+            "the NaN gradients to the weights"
+        ) from None
+    _left_out[policy_loss.loss_mode] += 1
+    count, limit = _left_out[policy_loss.loss_mode], policy_loss.max_skipped
+    if count > limit:
+        raise NonFiniteError(
+            f"{error}; this process has left out {limit} micro-batches before (policy_loss.max_skipped)"
+        ) from None
+    logger.warning("micro-batch left out of the loss, number %d of at most %d: %s", count, limit, error)
+
+
+def _nothing(log_prob: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+    """Return a loss of 0 whose gradient is 0: FSDP waits for a backward pass of every rank."""
+    return log_prob.masked_fill(torch.ones_like(log_prob, dtype=torch.bool), 0).sum(dtype=loss.dtype)
 
 
 def _check_shapes(name: str, token_loss: TokenLoss, mask: torch.Tensor) -> None:
@@ -173,34 +210,52 @@ def _group_estimator(estimate: Callable[[torch.Tensor, torch.Tensor], torch.Tens
         config: Any = None,
         **_others: Any,  # what verl passes to some estimators, and may pass to more
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = estimate
+        if estimate is grpo_advantages and config is not None and not config.get("norm_adv_by_std_in_grpo", True):
+            chosen = dr_grpo_advantages
         with torch.no_grad():
-            rewards = token_level_rewards.sum(dim=-1)
+            responds = has_response(response_mask)
+            rewards = token_level_rewards.sum(dim=-1).where(responds, 0)
             check_rewards(rewards, index)
-            groups = number_groups(index)
-            if isinstance(config, DictConfig):
-                # The dots go up from the node.
-                responses_per_prompt = OmegaConf.select(config, "..actor_rollout_ref.rollout.n")
-                if responses_per_prompt is not None:
-                    check_group_sizes(groups, index, responses_per_prompt)
-            chosen = estimate
-            if estimate is grpo_advantages and config is not None and not config.get("norm_adv_by_std_in_grpo", True):
-                chosen = dr_grpo_advantages
-            advantages = spread(chosen(rewards, groups.to(rewards.device)), response_mask)
+            rows = responds.nonzero().flatten()
+            labels = [index[row] for row in rows.tolist()]
+            check_one_output_each(labels, _keys_of_outputs(config))
+            groups = number_groups(labels).to(rewards.device)
+            advantages = torch.zeros_like(rewards).index_copy_(0, rows, chosen(rewards[rows], groups))
+            advantages = spread(advantages, response_mask)
         return advantages, advantages
 
     return estimator
 
 
-for _config in LOSS_CONFIGS:
-    register_token_loss(_config)
+def _keys_of_outputs(config: Any) -> Iterable[str]:
+    """Return verl's keys of the responses that are being trained on, none outside its V1 trainer.
 
-for _name, _estimate in {
-    "cfpo_grpo": grpo_advantages,
-    "cfpo_dr_grpo": dr_grpo_advantages,
-    "cfpo_rloo": rloo_advantages,
-}.items():
-    register_group_estimator(_name, _estimate)
+    verl hands an estimator only the uid of each row. The keys, which also tell conversations apart, are in
+    TransferQueue, in an order of their own.
 
-sockets.install_if_selected()
+    Args:
+        config: The node `algorithm` of the whole config.
+    """
+    # The dots go up from the node.
+    if not isinstance(config, DictConfig) or not OmegaConf.select(config, "..trainer.use_v1"):
+        return ()
+    import transfer_queue
+
+    return transfer_queue.kv_list("train").get("train", {})
+
+
+def _register_ours() -> None:
+    for config in LOSS_CONFIGS:
+        # If verl has one of that name, it stays as it is, and TokenLossConfig refuses to be built for it.
+        if config.NAME not in POLICY_LOSS_REGISTRY:
+            register_token_loss(config)
+    estimators = {"cfpo_grpo": grpo_advantages, "cfpo_dr_grpo": dr_grpo_advantages, "cfpo_rloo": rloo_advantages}
+    for name, estimate in estimators.items():
+        if name not in ADV_ESTIMATOR_REGISTRY:
+            register_group_estimator(name, estimate)
+
+
+_register_ours()
 
 logger.info("cfpo_verl %s registered with verl %s", __version__, VERL_VERSION)

@@ -57,14 +57,19 @@ _PLATFORM = "verl.plugin.platform"
 _TRAINER = "verl.trainer.ppo.v1.trainer_base"
 _FSDP_CHECKPOINTS = "verl.utils.checkpoint.fsdp_checkpoint_manager"
 USES = (
-    Use(_CORE, "POLICY_LOSS_REGISTRY", "plugin, doctor.algorithm, doctor.environment", "rejects a name that verl has"),
-    Use(_CORE, "ADV_ESTIMATOR_REGISTRY", "plugin, doctor.environment", "rejects a name that verl has"),
-    Use(_CORE, "register_policy_loss", "plugin", "adds the losses", ("name",)),
-    Use(_CORE, "register_adv_est", "plugin", "adds the estimators", ("name_or_enum",)),
+    Use(
+        _CORE,
+        "POLICY_LOSS_REGISTRY",
+        "registration, config, doctor.algorithm, doctor.environment",
+        "rejects a name that verl has",
+    ),
+    Use(_CORE, "ADV_ESTIMATOR_REGISTRY", "registration, doctor.environment", "rejects a name that verl has"),
+    Use(_CORE, "register_policy_loss", "registration", "adds the losses", ("name",)),
+    Use(_CORE, "register_adv_est", "registration", "adds the estimators", ("name_or_enum",)),
     Use(
         _CORE,
         "agg_loss",
-        "plugin",
+        "registration",
         "aggregates token losses; global_batch_info holds the last four",
         (
             "loss_mat",
@@ -79,9 +84,10 @@ USES = (
     Use(
         _CONFIG,
         "ActorConfig",
-        "plugin, config",
+        "registration, config",
         "the loss reads its options from it",
         (
+            "strategy",
             "policy_loss",
             "global_batch_info",
             "loss_agg_mode",
@@ -93,6 +99,23 @@ USES = (
     ),
     Use(_CONFIG, "PolicyLossConfig", "config", "base of our typed options", ("loss_mode",)),
     Use("verl", "", "plugin", "loads entry points of this group", word="verl.plugins"),
+    Use(
+        "transfer_queue",
+        "kv_list",
+        "registration",
+        "keys of the responses, which tell conversations apart",
+        ("partition_id",),
+    ),
+    Use(
+        "verl.trainer.ppo.v1.agent_loop_tq",
+        "",
+        "advantages",
+        "form of these keys",
+        word='f"{uid}_{session_id}_{i}"',
+    ),
+    Use(
+        "verl.utils.metric.utils", "", "config", "the minimum over mini-batches by a metric's name", word='"min" in key'
+    ),
     Use("verl", "", "doctor.environment", "chooses the plugins to load", word="VERL_USE_EXTERNAL_PLUGINS"),
     Use("verl", "", "doctor.environment", "loads modules by name", word="VERL_USE_EXTERNAL_MODULES"),
     Use("verl.trainer.main_ppo", "main.__wrapped__", "train", "the trainer inside verl's Hydra decorator", ("config",)),

@@ -1,5 +1,8 @@
 """cfpo_verl.advantages: equal to verl's on ordinary groups, different on purpose elsewhere, all as verl calls them."""
 
+import math
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -8,16 +11,18 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from verl import DataProto
 from verl.trainer.config import AlgoConfig
-from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, get_adv_estimator_fn
 from verl.trainer.ppo.ray_trainer import compute_advantage
 
+from cfpo_verl import registration
 from cfpo_verl.advantages import (
     GroupError,
     RewardError,
-    check_group_sizes,
+    check_one_output_each,
     check_rewards,
     dr_grpo_advantages,
     grpo_advantages,
+    has_response,
     number_groups,
     rloo_advantages,
     spread,
@@ -133,24 +138,143 @@ def test_large_finite_rewards_are_rewards():
 
 
 @pytest.mark.parametrize("estimator", OURS)
-def test_outputs_of_one_conversation_are_not_taken_for_responses(estimator):
-    data = make_data([1.0, 1.0, 0.0], ["a", "a", "a"])
-    with pytest.raises(
-        GroupError, match="group a has 3 rows, but only 2 responses were sampled for a prompt: an agent"
-    ):
-        advantages_of(estimator, data, config=verl_config(responses_per_prompt=2))
-    advantages_of(estimator, data, config=verl_config(responses_per_prompt=3))
+@pytest.mark.parametrize("reward", [0.0, 3.0, float("nan")])
+def test_rows_without_a_response_token_are_in_no_group(estimator, reward):
+    """Whatever their reward and label: of a group of their own, of a real one, or of one of their own each."""
+    rewards, uids, lengths = [1.0, 0.0, 0.25, 2.0, 0.0], ["a", "b", "a", "b", "a"], [3, 2, 1, 4, 2]
+    alone = advantages_of(estimator, make_data(rewards, uids, lengths))
+    assert alone[:, 0].all()
+    for labels in (["pad"] * 6, ["a"] * 6, list("uvwxyz")):
+        data = make_data(rewards + [reward] * 6, uids + labels, lengths + [1] * 6)
+        data.batch["response_mask"][5:] = 0
+        together = advantages_of(estimator, data)
+        assert together[:5].equal(alone)
+        assert not together[5:].any()
 
 
-def test_verl_hands_the_whole_config_to_estimators_through_the_trainer_of_multi_output_loops():
-    """The real V1 code: for other estimators than grpo it passes every row on, two of them of one conversation."""
+@pytest.mark.parametrize("estimator", OURS)
+def test_a_batch_of_nothing_but_padding(estimator):
+    data = make_data([0.0, 0.0], ["pad", "pad"])
+    data.batch["response_mask"][:] = 0
+    assert advantages_of(estimator, data).equal(torch.zeros(2, 3))
+
+
+def test_a_row_has_a_response_if_any_of_its_tokens_is_one():
+    mask = torch.tensor([[1, 0, 0], [0, 0, 1], [0, 0, 0], [0, 1, 1]])
+    for as_type in (torch.int64, torch.bool, torch.float32):
+        assert has_response(mask.to(as_type)).tolist() == [True, True, False, True]
+    assert has_response(torch.zeros(2, 0)).tolist() == [False, False]
+
+
+class OneBatch:
+    """Stands in for TransferQueue's storage, which needs Ray: the real functions around it are verl's."""
+
+    def __init__(self, rows: int) -> None:
+        length = torch.ones(3, dtype=torch.int64)
+        self.rows = [
+            {"prompts": length, "responses": length, "position_ids": torch.arange(6), "uid": "real"}
+            for _ in range(rows)
+        ]
+
+    def kv_batch_get(self, keys, partition_id):
+        return self.rows[: len(keys)]
+
+    def kv_batch_put(self, keys, partition_id, fields, tags):
+        self.rows += [fields[index] for index in range(len(keys))]
+
+
+# The two cases of the issue: 10 prompts of 8 with mini-batches of 4 on 8 ranks, and 5 of 32 sessions lost.
+@pytest.mark.parametrize(
+    ("prompts", "per_prompt", "lost", "mini", "ranks", "padded"), [(10, 8, 0, 4, 8, 96), (8, 4, 5, 4, 1, 32)]
+)
+@pytest.mark.parametrize(("ours", "verls", "with_std"), PEERS)
+def test_verls_own_padding_ends_no_run(
+    monkeypatch, ours, verls, with_std, prompts, per_prompt, lost, mini, ranks, padded
+):
+    """verl's functions fill the batch up and compute; our estimators give what verl's give, and padding nothing."""
+    from verl.trainer.ppo import padding_utils
     from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
-    data = make_data([1.0, 1.0, 0.0], ["a", "a", "a"])
-    call = {"batch_keys": ["a_0_0", "a_0_1", "a_1_0"], "config": verl_config(responses_per_prompt=2)}
-    with pytest.raises(GroupError, match="several outputs for one conversation"):
-        compute_advantage_for_multi_trajectories(data, adv_estimator="cfpo_grpo", **call)
-    assert compute_advantage_for_multi_trajectories(data, adv_estimator="grpo", **call).batch["advantages"].any()
+    keys = [f"prompt{prompt}_{session}_0" for prompt in range(prompts) for session in range(per_prompt)][lost:]
+    storage = OneBatch(len(keys))
+    monkeypatch.setattr(padding_utils, "tq", storage)
+    batch = padding_utils.KVBatchMeta(
+        keys=keys, tags=[{} for _ in keys], partition_id="train", fields=None, extra_info={}
+    )
+    batch = padding_utils.upsample_batch_to_divisible_size(batch, math.lcm(ranks, mini * per_prompt), eos_token_id=0)
+    assert len(batch.keys) == padded
+
+    filled = padded - len(keys)
+    assert filled > per_prompt
+    masks = [row["response_mask"] for row in storage.rows[len(keys) :]]
+    assert len(masks) == filled
+    assert not torch.stack(masks).any()
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.rand(len(keys), generator=generator).tolist() + [0.0] * filled
+    data = make_data(rewards, [key.split("_")[0] for key in batch.keys], [3] * len(keys) + [1] * filled)
+    data.batch["response_mask"][len(keys) :] = 0
+    call = {"batch_keys": batch.keys, "config": verl_config(per_prompt), "norm_adv_by_std_in_grpo": with_std}
+    actual = compute_advantage_for_multi_trajectories(deepcopy(data), adv_estimator=ours, **call).batch["advantages"]
+    expected = compute_advantage_for_multi_trajectories(deepcopy(data), adv_estimator=verls, **call).batch["advantages"]
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+    assert not actual[len(keys) :].any()
+
+
+SEVERAL = ["a", "a_0_0", "a_0_1", "a_0_2", "a_1_0"]
+
+
+def test_outputs_of_one_conversation_are_told_by_verls_keys():
+    check_one_output_each(["a", "a", "a", "a"], ["a", "a_0_0", "a_1_0", "a_2_0", "a_3_0", "b_0_0", "b_0_1"])
+    with pytest.raises(
+        GroupError, match=r"conversation 1 of group b has 2 outputs \(1 of 3 conversations have several"
+    ):
+        check_one_output_each(["a", "b", "b"], ["a_0_0", "b_0_0", "b_1_0", "b_1_1", "c_0_0", "c_0_1"])
+
+
+def test_verl_hands_other_estimators_than_grpo_every_output_and_no_conversation():
+    """The real V1 code. Once verl tells which rows belong together, this fails, and they can be supported."""
+    from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
+
+    seen = {}
+
+    def spy(**arguments):
+        seen.update(arguments)
+        return arguments["response_mask"], arguments["response_mask"]
+
+    data = make_data([1.0, 1.0, 1.0, 0.0], ["a"] * 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ADV_ESTIMATOR_REGISTRY, "spy", spy)
+        compute_advantage_for_multi_trajectories(data, SEVERAL[1:], adv_estimator="spy", config=verl_config())
+    assert len(seen["response_mask"]) == 4
+    assert set(seen) == {"token_level_rewards", "response_mask", "config", "index"}
+    advantages = compute_advantage_for_multi_trajectories(data, SEVERAL[1:], "grpo", config=verl_config()).batch
+    assert advantages["advantages"][:, 0].tolist() == pytest.approx([0.5**0.5] * 3 + [-(0.5**0.5)], abs=1e-5)
+
+
+@pytest.mark.parametrize("estimator", OURS)
+def test_outputs_of_one_conversation_are_not_taken_for_responses(monkeypatch, estimator):
+    import transfer_queue
+
+    monkeypatch.setattr(transfer_queue, "kv_list", lambda partition: {partition: {key: {} for key in SEVERAL}})
+    config = OmegaConf.create({"algorithm": {}, "trainer": {"use_v1": True}}).algorithm
+    with pytest.raises(GroupError, match=r"conversation 0 of group a has 3 outputs .* Set algorithm\.adv_est"):
+        advantages_of(estimator, make_data([1.0, 1.0, 1.0, 0.0], ["a"] * 4), config=config)
+    advantages_of(estimator, make_data([1.0, 0.0], ["b"] * 2), config=config)
+
+
+def test_groups_are_where_the_rewards_are(monkeypatch):
+    """A stand-in for a GPU, where rewards and groups on two devices would be an error."""
+    asked = []
+
+    class OnTheCpu:
+        def to(self, device):
+            asked.append(device)
+            return torch.tensor([0, 0])
+
+    monkeypatch.setattr(registration, "number_groups", lambda _labels: OnTheCpu())
+    data = make_data([1.0, 0.0], ["a", "a"])
+    advantages_of("cfpo_grpo", data)
+    assert asked == [data.batch["token_level_rewards"].device]
 
 
 @pytest.mark.parametrize("config", [None, AlgoConfig(), verl_config(), {"algorithm": {}}])
@@ -199,7 +323,3 @@ def test_spreads_in_any_dtype(dtype, mask_dtype):
     tokens = spread(torch.tensor([0.5, -2.0], dtype=dtype), mask)
     assert tokens.dtype == dtype
     assert tokens.tolist() == [[0.5, 0.5, 0.0], [-2.0, 0.0, 0.0]]
-
-
-def test_group_sizes_up_to_the_number_asked_for_are_fine():
-    check_group_sizes(torch.tensor([0, 0, 1]), ["a", "a", "b"], 2)

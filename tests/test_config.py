@@ -99,6 +99,23 @@ def test_refuses_optional_numbers_that_are_none(option):
 
 
 @pytest.mark.parametrize("loss", LOSS_CONFIGS, ids=lambda loss: loss.NAME)
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"non_finite": "ignore"},
+            r"non_finite must be raise or skip, got 'ignore'. Set .*policy_loss\.non_finite=skip",
+        ),
+        ({"max_skipped": 0}, r"max_skipped must be at least 1, got 0. To leave out none, set .*non_finite=raise"),
+        ({"max_skipped": "many"}, "max_skipped must be a number, got 'many'"),
+    ],
+)
+def test_refuses_what_to_do_with_non_finite_tokens(loss, values, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        loss(**values)
+
+
+@pytest.mark.parametrize("loss", LOSS_CONFIGS, ids=lambda loss: loss.NAME)
 def test_refuses_unknown_options_and_foreign_names(loss):
     with pytest.raises(Exception, match="unexpected keyword argument 'epsilo'"):
         build(loss.__name__, epsilo=0.1)

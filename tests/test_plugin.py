@@ -1,6 +1,7 @@
-"""cfpo_verl.plugin: registration in fresh processes, and the adapter through verl's own types."""
+"""cfpo_verl.plugin and cfpo_verl.registration: fresh processes, and the adapter through verl's own types."""
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -8,9 +9,32 @@ import torch
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
+from cfpo_verl import registration
 from cfpo_verl.config import LOSS_CONFIGS, CfpoLossConfig, CfpoSequenceLossConfig, DrpoLossConfig, TokenLossConfig
 from cfpo_verl.losses import NonFiniteError, TokenLoss
-from cfpo_verl.plugin import register_group_estimator, register_token_loss, token_policy_loss
+from cfpo_verl.registration import register_group_estimator, register_token_loss, token_policy_loss
+
+
+@dataclass
+class SquareLossConfig(TokenLossConfig):
+    """A loss of another form, with one statistic of its own."""
+
+    NAME = "square"
+    loss_mode: str = "square"
+    weight: float = 2.0
+
+    @staticmethod
+    def score(log_prob, old_log_prob, advantages, response_mask, *, weight):
+        log_ratio = (log_prob - old_log_prob).masked_fill(~response_mask, 0)
+        values = weight * log_ratio**2 - advantages.masked_fill(~response_mask, 0) * log_ratio
+        return TokenLoss(values, (log_ratio > 0.1).sum().view(1), ("square/above",))
+
+    def options(self, actor):
+        return {"weight": self.weight}
+
+
+register_token_loss(SquareLossConfig)
+
 
 PRINT_REGISTRY = "import verl; from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY as r; print(sorted(r))"
 
@@ -97,6 +121,8 @@ def test_metrics_have_their_stated_formulas():
         "actor/pg_clipfrac_lower": pytest.approx((past & (advantages < 0)).float().mean().item()),
         "actor/ppo_kl": pytest.approx(-log_ratio.mean().item(), abs=1e-6),
         "cfpo/ratio_deviation": pytest.approx((ratio - 1).abs().mean().item()),
+        "cfpo/noise_floor_min": pytest.approx((ratio - 1).abs().mean().item()),
+        "cfpo/noise_floor_p99_min": pytest.approx((ratio - 1).abs().max().item()),  # of 17 tokens
         "cfpo/tv_distance": pytest.approx((ratio - 1).abs().mean().item() / 2),
         "cfpo/penalty": pytest.approx((advantages.abs() * (ratio - 1) ** 2 / 0.2).mean().item()),
         "cfpo/corrective_frac": pytest.approx(past.float().mean().item()),
@@ -147,7 +173,8 @@ def test_padding_matters_neither_in_value_nor_in_gradient(garbage):
 
 def test_rollout_weights_multiply_surrogate_and_penalty():
     batch = make_batch()
-    weights = torch.rand(4, 6)
+    weights = torch.rand(4, 6) * 3
+    assert weights.max() > 2
     weights[~batch["response_mask"]] = float("nan")
     loss, _metrics = call(batch, weights=weights)
     torch.testing.assert_close(loss, (plain_token_loss(batch) * weights)[batch["response_mask"]].mean())
@@ -211,6 +238,65 @@ def test_what_is_not_finite_is_an_error_with_its_place(options, name, value):
         call(batch, actor_config(options), weights=weights)
 
 
+SKIP = {"non_finite": "skip", "max_skipped": 2}
+
+
+@pytest.fixture
+def nothing_left_out(monkeypatch):
+    monkeypatch.setattr(registration, "_left_out", Counter())
+
+
+@pytest.mark.usefixtures("nothing_left_out")
+@pytest.mark.parametrize("name", ["log_prob", "old_log_prob", "advantages", "rollout_is_weights"])
+@pytest.mark.parametrize("loss", [*LOSS_CONFIGS, SquareLossConfig], ids=lambda loss: loss.NAME)
+def test_a_micro_batch_that_is_not_finite_can_be_left_out(caplog, loss, name):
+    batch, weights = make_batch(), torch.ones(4, 6)
+    with torch.no_grad():
+        {**batch, "rollout_is_weights": weights}[name][3, 4] = float("nan")
+    value, metrics = call(batch, actor_config(loss(**SKIP)), weights=weights)
+    value.backward()
+    assert value == 0
+    assert batch["log_prob"].grad.equal(torch.zeros(4, 6))
+    assert metrics.pop("cfpo/skipped_frac") == 1
+    assert set(metrics.values()) == {0}
+    assert f"left out of the loss, number 1 of at most 2: 1 of 17 values of {name} are NaN" in caplog.text
+
+
+@pytest.mark.usefixtures("nothing_left_out")
+def test_a_finite_micro_batch_is_the_same_with_skip():
+    plain, metrics = call(make_batch())
+    loss, others = call(make_batch(), actor_config(CfpoLossConfig(**SKIP)))
+    assert loss == plain
+    assert others == {**metrics, "cfpo/skipped_frac": 0}
+
+
+@pytest.mark.usefixtures("nothing_left_out")
+@pytest.mark.parametrize(("name", "ends"), [("log_prob", True), ("old_log_prob", False), ("advantages", False)])
+def test_with_megatron_a_model_that_is_not_finite_always_ends_the_run(name, ends):
+    batch = make_batch()
+    with torch.no_grad():
+        batch[name][3, 4] = float("nan")
+    config = actor_config(CfpoLossConfig(**SKIP))
+    object.__setattr__(config, "strategy", "megatron")
+    if not ends:
+        assert call(batch, config)[0] == 0
+        return
+    with pytest.raises(NonFiniteError, match=r"1 of 17 values of log_prob .* does not cover log_prob with Megatron"):
+        call(batch, config)
+
+
+@pytest.mark.usefixtures("nothing_left_out")
+def test_too_many_left_out_end_the_run():
+    broken, config = make_batch(), actor_config(CfpoLossConfig(**SKIP))
+    broken["advantages"][0, 0] = float("nan")
+    for batch in (broken, make_batch(), broken):
+        call(batch, config)
+    with pytest.raises(
+        NonFiniteError, match=r"1 of 17 .* this process has left out 2 micro-batches before \(policy_lo"
+    ):
+        call(broken, config)
+
+
 def test_sums_that_overflow_are_no_error():
     batch = make_batch()
     batch["advantages"] *= 1e38
@@ -233,24 +319,6 @@ def test_drpo_compares_with_the_clipping_of_the_actor():
     rescued = [metrics["cfpo/rescued_frac"] for metrics in fractions]
     assert rescued[0] < min(rescued[1:])
     assert [metrics["actor/pg_clipfrac"] for metrics in fractions] == [0, 0, 0]
-
-
-@dataclass
-class SquareLossConfig(TokenLossConfig):
-    """A loss of another form, with one statistic of its own."""
-
-    NAME = "square"
-    loss_mode: str = "square"
-    weight: float = 2.0
-
-    @staticmethod
-    def score(log_prob, old_log_prob, advantages, response_mask, *, weight):
-        log_ratio = (log_prob - old_log_prob).masked_fill(~response_mask, 0)
-        values = weight * log_ratio**2 - advantages.masked_fill(~response_mask, 0) * log_ratio
-        return TokenLoss(values, (log_ratio > 0.1).sum().view(1), ("square/above",))
-
-    def options(self, actor):
-        return {"weight": self.weight}
 
 
 def call_square(batch, config=None, **arguments):
@@ -320,13 +388,73 @@ def test_a_name_that_verl_has_is_refused(monkeypatch):
         register_group_estimator("rloo", lambda rewards, _groups: rewards)
 
 
-def test_a_loss_of_that_name_in_verl_is_not_replaced(run_forked):
-    code = (
-        "from verl.trainer.ppo import core_algos; core_algos.register_policy_loss('drpo')(print); "
-        "import cfpo_verl.plugin"
-    )
-    result = run_forked(code, VERL_USE_EXTERNAL_PLUGINS="none")
-    assert "already has a policy loss called drpo" in result.stderr
+THEIRS = """
+import verl
+from verl.trainer.ppo import core_algos
+core_algos.POLICY_LOSS_REGISTRY["drpo"] = print  # as a verl that ships one would have it
+{then}
+from verl.utils.config import omega_conf_to_dataclass
+for name in ("CfpoLossConfig", "DrpoLossConfig"):
+    print("built", omega_conf_to_dataclass({{"_target_": f"cfpo_verl.config.{{name}}"}}).loss_mode)
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "env"),
+    [
+        pytest.param("", {}, id="after-ours"),
+        pytest.param("import cfpo_verl.registration", {"VERL_USE_EXTERNAL_PLUGINS": "none"}, id="before-ours"),
+    ],
+)
+def test_a_loss_of_that_name_in_verl_is_not_replaced_and_does_not_run_unnoticed(run_forked, then, env):
+    result = run_forked(THEIRS.format(then=then) + "\nassert 0, 'built'", **env)
+    assert result.stdout.splitlines()[-1:] == ["built cfpo"], result.stderr
+    assert "has a loss drpo of its own, which would run without the options of DrpoLossConfig" in result.stderr
+
+
+@pytest.mark.parametrize("loss", LOSS_CONFIGS, ids=lambda loss: loss.NAME)
+@pytest.mark.parametrize(("plugins", "built"), [("auto", True), ("none", False)])
+def test_building_the_typed_config_proves_that_the_loss_is_registered(run_forked, loss, plugins, built):
+    """As verl's own entry point builds it, before a worker loads its model."""
+    code = f"""
+from verl.utils.config import omega_conf_to_dataclass
+config = omega_conf_to_dataclass({{"_target_": "cfpo_verl.config.{loss.__name__}"}})
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
+print(get_policy_loss_fn(config.loss_mode).__module__, get_adv_estimator_fn("cfpo_grpo").__module__)
+"""
+    result = run_forked(code, VERL_USE_EXTERNAL_PLUGINS=plugins)
+    if built:
+        assert result.stdout.split() == ["cfpo_verl.registration"] * 2, result.stderr
+    else:
+        assert f"the loss {loss.NAME} is not in verl's registry in this process: no plugin" in result.stderr
+        assert "VERL_USE_EXTERNAL_MODULES to the module that registers it, for our losses cfpo_verl.plugin" in (
+            result.stderr
+        )
+
+
+def test_options_of_a_loss_that_nothing_registered_are_refused():
+    @dataclass
+    class Unregistered(SquareLossConfig):
+        NAME = "unregistered"
+        loss_mode: str = "unregistered"
+
+    with pytest.raises(ValueError, match=r"unregistered is not in verl's registry .* has registered Unregistered\."):
+        Unregistered()
+
+
+def test_processes_that_compute_no_loss_load_nothing_of_it(run_python):
+    code = """
+import sys, verl, verl.workers.config
+assert "cfpo_verl.plugin" in sys.modules
+print(sorted(name for name in sys.modules if name == "pandas" or name.startswith("cfpo_verl.")))
+import verl.workers.utils.losses
+print("cfpo_verl.registration" in sys.modules)
+"""
+    lines = run_python(code).stdout.splitlines()
+    assert "registration" not in lines[0]
+    assert "losses" not in lines[0]
+    assert "pandas" not in lines[0]
+    assert lines[1] == "True"
 
 
 def test_verls_own_loss_is_the_same_to_the_bit_with_and_without_the_plugin(run_forked):
@@ -373,8 +501,8 @@ def test_registers_in_a_fresh_process(run_forked, env, expected):
 
 def test_logs_one_line_at_info_however_often_it_is_imported(run_forked):
     code = (
-        "import logging; logging.getLogger('cfpo_verl').setLevel('INFO'); import verl, cfpo_verl.plugin as p; "
-        "from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY as r; "
+        "import logging; logging.getLogger('cfpo_verl').setLevel('INFO'); import verl, cfpo_verl.plugin; "
+        "from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY as r; import cfpo_verl.registration as p; "
         "assert r['cfpo'] is p.token_policy_loss"
     )
     result = run_forked(code, VERL_USE_EXTERNAL_MODULES="cfpo_verl.plugin")

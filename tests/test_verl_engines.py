@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import run_ranks
+from torch.overrides import TorchFunctionMode
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.losses import ppo_loss
 from verl_batches import (
@@ -85,9 +86,9 @@ def test_aggregations_differ():
 
 def test_verl_would_let_the_cut_decide_without_a_scale(monkeypatch):
     """Why seq-mean-token-sum-norm is refused without one; notices when verl no longer needs it."""
-    from cfpo_verl import plugin
+    from cfpo_verl import registration
 
-    monkeypatch.setattr(plugin, "check_aggregation", lambda _actor: None)
+    monkeypatch.setattr(registration, "check_aggregation", lambda _actor: None)
 
     def unscaled(function, log_probs, data):
         actor = deepcopy(function.args[0])
@@ -131,6 +132,48 @@ def test_fsdp_gradients_of_the_losses_differ(fsdp_gradients):
     gradients = [fsdp_gradients[1][policy_loss, "token-mean", 1][1] for policy_loss in [*LOSSES, "vanilla"]]
     for index, gradient in enumerate(gradients):
         assert all(distance(gradient, other) > 0.01 for other in gradients[:index])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_fsdp_takes_the_step_without_the_micro_batch_whose_data_is_not_finite(fsdp_gradients, ranks):
+    left_out = fsdp_gradients[ranks]["left out"]
+    assert left_out["expected"].norm() > 1e-3
+    assert distance(left_out["data"], left_out["expected"]) < TOLERANCE
+    assert distance(left_out["data"], fsdp_gradients[1]["cfpo", "token-mean", 1][1]) > 0.01
+    assert (left_out["moved"][0], left_out["nan"][0]) == (True, 0)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_fsdp_takes_no_step_where_the_model_is_not_finite(fsdp_gradients, ranks):
+    """The one weight that was made NaN stays alone, and once it is mended the next step is taken."""
+    left_out = fsdp_gradients[ranks]["left out"]
+    assert (left_out["moved"][1:], left_out["nan"][1:]) == ([False, True], [1, 0])
+
+
+class WithoutCuda(TorchFunctionMode):
+    """A fake at the edge: Megatron's optimiser keeps its flags on "cuda"."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if str(kwargs.get("device")).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        return function(*args, **kwargs)
+
+
+def test_megatron_would_write_nan_gradients_to_the_weights():
+    """Why policy_loss.non_finite=skip does not cover log_prob there; notices when Megatron skips such a step."""
+    from megatron.core.optimizer import OptimizerConfig
+    from megatron.core.optimizer.optimizer import FP32Optimizer
+
+    model = torch.nn.Linear(4, 2)
+    for parameter in model.parameters():
+        parameter.main_grad = torch.full_like(parameter, float("nan"))
+    with WithoutCuda():
+        config = OptimizerConfig(optimizer="adam", lr=0.1, clip_grad=0.0)
+        optimizer = FP32Optimizer(torch.optim.AdamW(model.parameters()), config, lambda *_arguments: None)
+        succeeded, _grad_norm, _zeros = optimizer.step()
+    assert succeeded
+    assert model.weight.isnan().all()
 
 
 @pytest.mark.parametrize("loss_agg_mode", AGGREGATIONS)

@@ -25,17 +25,17 @@ def compose(*overrides: str):
 
 
 @cache
-def actor_config(policy_loss: str, loss_agg_mode: str):
+def actor_config(policy_loss: str, loss_agg_mode: str, *others: str):
     """Return what a worker builds of actor_rollout_ref.actor. Wide trust regions: tokens on both sides of them."""
     overrides = [f"policy_loss={policy_loss}", f"actor_rollout_ref.actor.loss_agg_mode={loss_agg_mode}"]
     if policy_loss == "cfpo_sequence":
         overrides.append("actor_rollout_ref.actor.policy_loss.epsilon=0.05")
-    return omega_conf_to_dataclass(compose(*overrides).actor_rollout_ref.actor)
+    return omega_conf_to_dataclass(compose(*overrides, *others).actor_rollout_ref.actor)
 
 
-def loss_function(policy_loss: str, loss_agg_mode: str):
+def loss_function(policy_loss: str, loss_agg_mode: str, *others: str):
     """Return what verl's worker hands to its engine."""
-    return partial(ppo_loss, actor_config(policy_loss, loss_agg_mode))
+    return partial(ppo_loss, actor_config(policy_loss, loss_agg_mode, *others))
 
 
 def nested(rows: list[torch.Tensor]) -> torch.Tensor:

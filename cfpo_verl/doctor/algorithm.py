@@ -50,7 +50,7 @@ def check_verl_config(config: DictConfig) -> Iterator[Finding]:
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
     from cfpo_verl.config import TokenLossConfig, check_aggregation
-    from cfpo_verl.plugin import token_policy_loss
+    from cfpo_verl.registration import token_policy_loss
 
     try:
         # First, so that an error in it is reported as its own and not as the actor's.

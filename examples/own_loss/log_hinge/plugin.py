@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from cfpo_verl.advantages import dr_grpo_advantages
-from cfpo_verl.plugin import TokenLoss, TokenLossConfig, register_group_estimator, register_token_loss
+from cfpo_verl.registration import TokenLoss, TokenLossConfig, register_group_estimator, register_token_loss
 
 
 def log_hinge_loss(log_prob, old_log_prob, advantages, response_mask, *, margin, weight):
