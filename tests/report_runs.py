@@ -42,6 +42,8 @@ def metrics(step: int, reward: float, loss: str = "cfpo", **others: Any) -> dict
     }
     if loss == "cfpo":
         values["actor/cfpo/ratio_deviation"] = 0.03 + step / 1e3
+        values["actor/cfpo/noise_floor_min"] = 1e-6
+        values["actor/cfpo/noise_floor_p99_min"] = 5e-6
     return values | others
 
 

@@ -60,7 +60,7 @@ def test_the_page_names_every_loss_and_metric():
     for loss in names("policy_loss"):
         assert f"| `{loss}` |" in page
     reported = re.findall(r'"((?:actor|cfpo)/\w+)": ', Path(config.__file__).read_text())
-    assert len(reported) == 10
+    assert len(reported) == 12
     documented = set(re.findall(r"^\| `(actor/[\w/]+)` \|", page, flags=re.MULTILINE))
     assert documented == {name if name.startswith("actor/") else f"actor/{name}" for name in reported}
 

@@ -124,6 +124,7 @@ CONTRAST = """() => {
 }"""
 
 CURVES = ["reward", "validation_arithmetic", "kl", "entropy", "ratio_deviation", "past_optimum", "grad_norm"]
+CURVES += ["noise_floor", "noise_floor_p99"]
 CURVES += ["response_length", "cut_off", "throughput", "step_time", "pass_at_k_arithmetic"]
 
 
@@ -136,7 +137,7 @@ def test_every_figure_is_drawn(opened):
         assert it["width"] > 250, key
         assert it["height"] > 60, key
     for key in CURVES:
-        assert len(found[key]["lines"]) == (1 if key == "ratio_deviation" else 2), key
+        assert len(found[key]["lines"]) == (1 if key.startswith(("ratio", "noise")) else 2), key
         assert min(found[key]["lines"]) > 100, key
         assert min(found[key]["paths"]) > 0, key
     marks = page.locator("#figure-reward .mark path")

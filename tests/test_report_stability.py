@@ -10,6 +10,7 @@ from cfpo_verl.report.stability import (
     collapse_step,
     entropy_step,
     gradient_step,
+    half_width,
     judge,
     kl_step,
     not_finite_step,
@@ -144,6 +145,37 @@ def test_verdict_names_every_broken_rule_with_its_step():
 def test_verdict_of_short_broken_and_quiet_runs(metrics, level, summary):
     verdict = judge(metrics)
     assert (verdict.level, verdict.summary) == (level, summary)
+
+
+LOSS = "actor_rollout_ref.actor.policy_loss."
+CFPO = {f"{LOSS}epsilon": "0.2", f"{LOSS}epsilon_low": "null", f"{LOSS}epsilon_high": "null"}
+
+
+@pytest.mark.parametrize(
+    ("config", "width"),
+    [
+        (CFPO, 0.2),
+        ({**CFPO, f"{LOSS}epsilon_low": "0.1"}, 0.1),
+        ({**CFPO, f"{LOSS}epsilon_high": "3"}, 0.2),
+        ({**CFPO, f"{LOSS}epsilon": "2", f"{LOSS}epsilon_low": "0.5"}, 0.5),
+        ({**CFPO, f"{LOSS}epsilon_low": "0.4", f"{LOSS}epsilon_high": "0.3"}, 0.3),
+        ({f"{LOSS}delta": "12.5"}, None),
+        ({}, None),
+    ],
+)
+def test_the_half_width_is_the_smaller_one_that_the_loss_uses(config, width):
+    assert half_width(config) == width
+
+
+def test_an_epsilon_below_the_noise_floor_is_worth_a_look():
+    metrics = run([0.5] * 12, **{"actor/cfpo/noise_floor_min": 9e-4, "actor/cfpo/noise_floor_p99_min": 0.5})
+    tight = {**CFPO, f"{LOSS}epsilon": "0.0004"}
+    verdict = judge(metrics, tight)
+    assert (verdict.level, verdict.summary) == ("warning", "epsilon below the noise floor at step 5")
+    assert verdict.broken[0].rule.curve == "noise_floor"
+    metrics[3]["actor/cfpo/noise_floor_min"] = 1.0
+    for config in (CFPO, {**CFPO, f"{LOSS}epsilon": "0.001"}, {f"{LOSS}delta": "1e-9"}, {}, None):
+        assert judge(metrics, config).summary == "stable"
 
 
 def test_the_rules_in_words_have_the_bounds_of_the_code():

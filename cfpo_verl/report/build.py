@@ -30,7 +30,7 @@ def collect(paths: Sequence[Path], responses_per_run: int) -> Report:
     groups = group_runs(
         {name: run.config for name, run in runs.items()}, {name: run.last_step for name, run in runs.items()}
     )
-    verdicts = {name: judge(run.metrics) for name, run in runs.items()}
+    verdicts = {name: judge(run.metrics, run.config) for name, run in runs.items()}
     numbers = _evaluation_numbers(evaluations, groups, runs)
     return Report(
         runs,

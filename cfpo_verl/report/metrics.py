@@ -58,6 +58,19 @@ RATIO_DEVIATION = Curve(
     r"actor/cfpo/ratio_deviation",
     "At zero the penalty of CFPO has no effect. verl's own losses do not report it.",
 )
+NOISE_FLOOR = Curve(
+    "noise_floor",
+    "Noise floor, mean |r - 1| before an update",
+    r"actor/cfpo/noise_floor_min",
+    "In the first mini-batch of a rollout both policies have the same weights, and r differs from 1 only because two "
+    "passes do.",
+)
+NOISE_FLOOR_P99 = Curve(
+    "noise_floor_p99",
+    "Noise floor, 99th percentile of |r - 1|",
+    r"actor/cfpo/noise_floor_p99_min",
+    "One token in a hundred differs by more before the first update.",
+)
 PAST_OPTIMUM = Curve(
     "past_optimum",
     "Share of tokens past the optimum",
@@ -92,6 +105,8 @@ CURVES = (
     KL,
     ENTROPY,
     RATIO_DEVIATION,
+    NOISE_FLOOR,
+    NOISE_FLOOR_P99,
     PAST_OPTIMUM,
     GRADIENT_NORM,
     RESPONSE_LENGTH,

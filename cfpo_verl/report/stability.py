@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cfpo_verl.report.metrics import ENTROPY, GRADIENT_NORM, KL, REWARD, Metrics
+from cfpo_verl.report.metrics import ENTROPY, GRADIENT_NORM, KL, NOISE_FLOOR, REWARD, Metrics
 from cfpo_verl.report.statistics import trailing
 
 # Number of steps in the trailing window of every rule.
@@ -81,6 +81,35 @@ def gradient_step(steps: Sequence[int], gradient_norms: Sequence[float]) -> int 
     return _first(steps, gradient_norms, GRADIENT_BOUND * float(np.median(beginning)))
 
 
+def noise_step(steps: Sequence[int], floors: Sequence[float]) -> int | None:
+    """Return the first step where the median of the last `WINDOW` noise floors is above 1.
+
+    Args:
+        steps: [T], ascending.
+        floors: Mean |r - 1| of the first mini-batch, in units of the half-width epsilon. [T].
+    """
+    return _first(steps, floors, 1.0)
+
+
+def half_width(config: Mapping[str, str]) -> float | None:
+    """Return the smallest half-width of the trust region on the ratio, None for a loss that has none.
+
+    Args:
+        config: Flat resolved config.
+
+    Example:
+        >>> loss = "actor_rollout_ref.actor.policy_loss."
+        >>> half_width({f"{loss}epsilon": "0.2", f"{loss}epsilon_low": "null", f"{loss}epsilon_high": "0.28"})
+        0.2
+    """
+    whole, low, high = (
+        config.get(f"actor_rollout_ref.actor.policy_loss.{name}", "null")
+        for name in ("epsilon", "epsilon_low", "epsilon_high")
+    )
+    widths = [width if width != "null" else whole for width in (low, high)]
+    return min(map(float, widths)) if "null" not in widths else None
+
+
 def not_finite_step(steps: Sequence[int], values: Sequence[float]) -> int | None:
     """Return the first step where a value is NaN or infinite."""
     broken = [step for step, value in zip(steps, values, strict=True) if not np.isfinite(value)]
@@ -111,6 +140,7 @@ class Rule:
         is_fatal: Whether the run counts as failed, rather than worth a look.
         statement: The rule in words.
         first_step: Maps steps and values to the first step that breaks the rule, or None.
+        unit: Reads from the config what the values are divided by first; the rule does not apply where it is None.
     """
 
     name: str
@@ -119,6 +149,7 @@ class Rule:
     is_fatal: bool
     statement: str
     first_step: Callable[[Sequence[int], Sequence[float]], int | None]
+    unit: Callable[[Mapping[str, str]], float | None] = lambda _config: 1.0
 
 
 RULES = (
@@ -168,6 +199,16 @@ RULES = (
         f"first {WINDOW} steps with a norm above {LEAST_GRADIENT_NORM:g}.",
         gradient_step,
     ),
+    Rule(
+        "epsilon below the noise floor",
+        NOISE_FLOOR.key,
+        ("actor/cfpo/noise_floor_min",),
+        False,
+        f"The median over {WINDOW} successive steps of the mean |r - 1| of the first mini-batch is above epsilon: "
+        "the numerical difference of two passes alone moves tokens as far as an update may.",
+        noise_step,
+        half_width,
+    ),
 )
 
 
@@ -194,8 +235,12 @@ class Verdict:
     broken: tuple[Broken, ...]
 
 
-def judge(metrics: Metrics) -> Verdict:
+def judge(metrics: Metrics, config: Mapping[str, str] | None = None) -> Verdict:
     """Apply all rules to the metrics of a run.
+
+    Args:
+        metrics: Metrics by step, ascending.
+        config: Flat resolved config, None if unknown.
 
     Example:
         >>> judge({step: {"critic/score/mean": 0.5} for step in range(1, 9)}).summary
@@ -203,7 +248,9 @@ def judge(metrics: Metrics) -> Verdict:
     """
     broken = []
     for rule in RULES:
-        steps_broken = [step for name in rule.metrics if (step := _apply(rule, metrics, name)) is not None]
+        steps_broken = [
+            step for name in rule.metrics if (step := _apply(rule, metrics, name, config or {})) is not None
+        ]
         if steps_broken:
             broken.append(Broken(rule, min(steps_broken)))
     trained = sum(REWARD.pattern in values for values in metrics.values())
@@ -217,8 +264,13 @@ def judge(metrics: Metrics) -> Verdict:
     return Verdict("stable", "stable", ())
 
 
-def _apply(rule: Rule, metrics: Metrics, name: str) -> int | None:
-    points: Mapping[int, float] = {step: float(values[name]) for step, values in metrics.items() if name in values}
+def _apply(rule: Rule, metrics: Metrics, name: str, config: Mapping[str, str]) -> int | None:
+    unit = rule.unit(config)
+    if unit is None:
+        return None
+    points: Mapping[int, float] = {
+        step: float(values[name]) / unit for step, values in metrics.items() if name in values
+    }
     if rule.first_step is not_finite_step:
         return not_finite_step(list(points), list(points.values()))
     finite = {step: value for step, value in points.items() if np.isfinite(value)}
