@@ -43,6 +43,9 @@ def test_the_loss_that_ran_is_ours_and_off_policy(finished):
         assert 0 < values["critic/score/mean"] < 1
         # Zero if every update of a rollout saw the policy that generated it.
         assert values["actor/cfpo/ratio_deviation"] > 0
+        # verl takes the minimum over the four mini-batches, of which the first follows no update: often exactly 0 here.
+        assert 0 <= values["actor/cfpo/noise_floor_min"] <= values["actor/cfpo/noise_floor_p99_min"] < 1e-4
+        assert values["actor/cfpo/noise_floor_p99_min"] < values["actor/cfpo/ratio_deviation"] / 10
         assert values["actor/grad_norm"] > 0
         assert values["actor/cfpo/penalty"] >= 0
         assert 0 <= values["actor/pg_clipfrac"] <= 1
@@ -131,16 +134,61 @@ def test_verls_own_entry_point_trains_with_the_vanilla_loss(workplace):
     assert all("actor/pg_clipfrac_lower" in line["data"] for line in lines)
 
 
-@pytest.mark.parametrize(("use_v1", "policy_loss"), [("true", "cfpo_sequence"), ("false", "drpo")])
-def test_bypass_mode_leaves_our_loss_in_place(workplace, use_v1, policy_loss):
-    """verl's documentation reads as if it did not; the older trainer does rewrite its own copy of loss_mode."""
+# An agent loop that returns one output in step 1, loses two of four sessions of every prompt in step 2, and returns two
+# outputs of every conversation in step 3.
+AGENT = """
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+
+class Unreliable(SingleTurnAgentLoop):
+    async def run(self, sampling_params, **kwargs):
+        output = await super().run(sampling_params, **kwargs)
+        if kwargs["global_steps"] == 2 and kwargs["session_id"] < 2:
+            return []
+        return output if kwargs["global_steps"] < 3 else [output, output.model_copy(deep=True)]
+"""
+
+
+def test_padding_and_lost_sessions_train_and_several_outputs_are_refused(workplace):
+    """With 10 prompts of 4 responses in mini-batches of 4 prompts, verl fills 40 rows up to 48, and 20 up to 32.
+
+    In bypass mode, which leaves our loss in place: verl's documentation reads as if it did not.
+    """
+    (workplace / "unreliable_agent.py").write_text(AGENT)
+    (workplace / "agents.yaml").write_text("- {name: unreliable, _target_: unreliable_agent.Unreliable}\n")
+    agent = "actor_rollout_ref.rollout.agent"
+    few = ["data.train_batch_size=10", "actor_rollout_ref.actor.ppo_mini_batch_size=4"]
+    few += [f"{agent}.agent_loop_config_path=agents.yaml", f"{agent}.default_agent_loop=unreliable"]
+    result, run_dir = train_in_bypass_mode(workplace, "cfpo_sequence", "true", 3, *few)
+    assert result.returncode == 1, result.stderr[-5000:]
+    assert re.search(
+        r"GroupError: conversation \d of group \S+ has 2 outputs \(40 of 40 conversations have several\), .* "
+        r"Set algorithm\.adv_estimator=grpo",
+        result.stderr,
+    )
+    metrics = read_metrics(run_dir)
+    assert list(metrics) == [1, 2]
+    for step, padding_rows in ((1, 8), (2, 12)):
+        # A row of padding has 128 tokens, a real one at most 24.
+        assert 0 < metrics[step]["perf/total_num_tokens"] - 128 * padding_rows < 24 * 40
+        assert metrics[step]["actor/grad_norm"] > 0
+
+
+def test_the_older_trainer_leaves_our_loss_in_place_in_bypass_mode(workplace):
+    """It rewrites loss_mode, but in its own copy of the config."""
+    result, _run_dir = train_in_bypass_mode(workplace, "drpo", "false", 1)
+    assert result.returncode == 0, result.stderr[-5000:]
+
+
+def train_in_bypass_mode(workplace, policy_loss, use_v1, steps, *overrides):
+    """Train, check the first step, and return the finished process and the run folder."""
     run_dir = workplace / f"bypass_{policy_loss}"
     command = [Path(sys.executable).with_name("cfpo-verl"), "train", "experiment=cpu_quickstart", *SMALL]
-    command += [f"policy_loss={policy_loss}", f"trainer.use_v1={use_v1}", f"run_dir={run_dir}"]
-    command += ["algorithm.rollout_correction.bypass_mode=true"]
-    command += ["trainer.total_training_steps=1", "trainer.val_before_train=false", "trainer.test_freq=-1"]
-    result = subprocess.run(command, cwd=workplace, env=clean_environment({}), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-5000:]
+    command += [f"policy_loss={policy_loss}", f"trainer.use_v1={use_v1}", f"run_dir={run_dir}", *overrides]
+    command += ["algorithm.rollout_correction.bypass_mode=true", f"trainer.total_training_steps={steps}"]
+    command += ["trainer.val_before_train=false", "trainer.test_freq=-1"]
+    environment = clean_environment({"PYTHONPATH": f"{workplace}:{os.environ.get('PYTHONPATH', '')}"})
+    result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
     warned = f"bypass_mode=true: {policy_loss} uses the ratio to the rollout engine's probabilities"
     assert f"warning: algorithm.rollout_correction.{warned}" in result.stderr
     values = read_metrics(run_dir)[1]
@@ -149,6 +197,7 @@ def test_bypass_mode_leaves_our_loss_in_place(workplace, use_v1, policy_loss):
     # What verl's own loss bypass_mode reports, and the pass over the old policy that the mode leaves out.
     assert not any(name.startswith(("actor/rollout_corr", "rollout_corr")) for name in values)
     assert "actor/entropy" not in values
+    return result, run_dir
 
 
 def test_dapo_takes_two_real_steps(workplace):
