@@ -24,6 +24,9 @@ MAX_LOG_RATIO = 20.0
 # A hair below exp(20), so that rounding in exp cannot hide that a log-ratio was held there.
 _HELD_RATIO = 4.851e8
 
+# For the 99th percentile. Among 8,192 tokens its rank is 82 from above, give or take 9.
+PERCENTILE_PLACES = 8192
+
 # What our losses sum over response tokens; the docs of the metrics have the formulas.
 STATISTICS = (
     "log_ratio",  # log pi - log pi_old
@@ -35,7 +38,7 @@ STATISTICS = (
     "rescued",  # tokens with a gradient where PPO with the same half-widths has none
     "outlier",  # tokens with |r - 1| > 1
     "nonzero_advantage",  # tokens with A != 0
-    "ratio_deviation_p99",  # no sum: the 99th percentile of |r - 1|
+    "ratio_deviation_p99",  # no sum: the 99th percentile of |r - 1|, in a large batch over a part of the tokens
 )
 
 
@@ -133,7 +136,7 @@ class _ClippingFreeLoss(torch.autograd.Function):
             ]
         ).to(dtype)
         sums = torch.stack([log_ratio_sum, torch.linalg.vector_norm(deviation, 1), penalty_sum])
-        statistics = torch.cat([sums, counts, _percentile_99(deviation.abs_(), mask)])
+        statistics = torch.cat([sums, counts, _percentile_99(deviation, mask)])
         ctx.save_for_backward(slope, anchor)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)  # of the statistics, which autograd would make in each backward pass
@@ -397,13 +400,17 @@ def _check_shapes(log_prob: torch.Tensor, *others: torch.Tensor) -> None:
 
 
 def _percentile_99(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the 99th percentile of non-negative values `[B, T]`, of which those outside the mask are 0. Shape [1].
+    """Return the 99th percentile of the absolute values within the mask; outside it they must be 0. [B, T] to [1].
 
-    That is the value of rank ceil(N / 100) from above, for N tokens. The host does not wait for it.
+    That is the value of rank ceil(N / 100) from above, for N tokens. The host does not wait for it. Of a large batch, only
+    places at equal distances are looked at, about `PERCENTILE_PLACES`: all of them would take as long as the loss.
     """
     if not values.numel():
         return values.new_zeros(1)
-    largest = values.flatten().topk(-(-values.numel() // 100)).values
+    # Odd, so that no column of a power of two is looked at more often than the others.
+    stride = values.numel() // PERCENTILE_PLACES | 1
+    values, mask = values.flatten()[::stride].abs(), mask.flatten()[::stride]
+    largest = values.topk(-(-values.numel() // 100)).values
     rank = (torch.count_nonzero(mask) + 99) // 100
     return largest.index_select(0, (rank - 1).clamp(min=0).view(1))
 

@@ -28,6 +28,20 @@ def test_losses_and_advantages_are_compared_with_verls(tmp_path):
     assert set(estimators) >= {"cfpo_grpo", "cfpo_dr_grpo", "cfpo_rloo"}
 
 
+def test_imports_are_compared_with_and_without_the_plugin(tmp_path):
+    out = tmp_path / "imports.json"
+    result = run("imports", "--rounds", "1", "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["process"], row["plugin"]) for row in rows] == [
+        (process, plugin) for process in ("no loss", "losses") for plugin in ("no", "yes")
+    ]
+    # Deterministic, unlike times: the plugin loads a few modules of ours, and libraries only with the losses.
+    light, full = (rows[1]["modules"] - rows[0]["modules"], rows[3]["modules"] - rows[2]["modules"])
+    assert 0 < light < full + 10
+    assert light < 60
+
+
 def test_a_shape_that_is_none_is_refused():
     result = run("losses", "--shapes", "64")
     assert result.returncode == 2

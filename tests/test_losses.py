@@ -451,6 +451,19 @@ def test_the_99th_percentile_leaves_out_at_most_a_hundredth_of_the_response_toke
     assert statistics[STATISTICS.index("ratio_deviation_p99")].item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(64, 4096), (1024, 64), (4096, 16), (1, 100000), (100000, 1), (300, 177)])
+def test_the_99th_percentile_of_a_large_batch_is_that_of_a_fair_sample(shape):
+    """Every column, and tokens at any place: deviations depend on the column, and half of the rows are short."""
+    generator = torch.Generator().manual_seed(0)
+    deviations = torch.rand(shape, generator=generator) * torch.linspace(0.1, 1, shape[1])
+    lengths = torch.where(torch.arange(shape[0]) % 2 == 0, shape[1], max(shape[1] // 3, 1))
+    mask = torch.arange(shape[1]) < lengths.unsqueeze(1)
+    one = torch.ones(shape)
+    statistics = cfpo_token_loss(deviations.add(1).log(), 0 * one, one, mask, **EPS).statistics
+    exact = deviations[mask].quantile(0.99).item()
+    assert statistics[STATISTICS.index("ratio_deviation_p99")].item() == pytest.approx(exact, rel=0.05)
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_no_response_token_has_no_deviation(rows):
     one = torch.ones(rows, 4)
