@@ -3,4 +3,4 @@
 Importing this package has no side effects: registration happens in `cfpo_verl.plugin`.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -402,8 +402,8 @@ def _check_shapes(log_prob: torch.Tensor, *others: torch.Tensor) -> None:
 def _percentile_99(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the 99th percentile of the absolute values within the mask; outside it they must be 0. [B, T] to [1].
 
-    That is the value of rank ceil(N / 100) from above, for N tokens. The host does not wait for it. Of a large batch only
-    about `PERCENTILE_PLACES` are looked at, at equal distances: all would take as long as the loss.
+    That is the value of rank ceil(N / 100) from above, for N tokens. The host does not wait for it. Of a large batch, a
+    regular sample of about `PERCENTILE_PLACES` is looked at: all of it would take as long as the loss.
     """
     if not values.numel():
         return values.new_zeros(1)
