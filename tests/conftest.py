@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from glob import glob
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NoReturn
 
 import hypothesis
@@ -54,18 +56,21 @@ def run_ranks(ranks: int, script: Path, *arguments: str | Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(script), *map(str, arguments)],
-            env=clean_environment({**platform_env("cpu"), **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * ranks, outputs[0][-3000:]
+    with ExitStack() as files:
+        # Files, not pipes: a rank that waits for its full pipe to be read would have all others wait for it.
+        outputs = [files.enter_context(TemporaryFile("w+")) for _ in range(ranks)]
+        started = [
+            subprocess.Popen(
+                [sys.executable, str(script), *map(str, arguments)],
+                env=clean_environment({**platform_env("cpu"), **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}),
+                stdout=outputs[rank],
+                stderr=subprocess.STDOUT,
+            )
+            for rank in range(ranks)
+        ]
+        statuses = [process.wait(timeout=300) for process in started]
+        outputs[0].seek(0)
+        assert statuses == [0] * ranks, outputs[0].read()[-3000:]
 
 
 @pytest.fixture
