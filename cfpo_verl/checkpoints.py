@@ -1,79 +1,98 @@
-"""Which checkpoints are complete, judged from their files; no weights are loaded.
+"""What a checkpoint holds and whether it is complete, judged from its files alone: no config, no weights loaded.
 
 verl 0.9.1 writes a checkpoint in this order, and not atomically:
 
     global_step_<N>/actor/      FSDP: for each rank model_, optim_, extra_state_world_size_<W>_rank_<R>.pt, then
-                                huggingface/ (config, tokenizer), fsdp_config.json.
+                                huggingface/ (config, tokenizer), fsdp_config.json, lora_train_meta.json with LoRA,
+                                huggingface/*.safetensors with hf_model.
                                 Megatron: model/, optimizer/, extra/, then ckpt_contents.json, the only atomic write
     global_step_<N>/critic/     the same, if there is a critic
-    global_step_<N>/data.pt     position of the data loader
-    global_step_<N>/transfer_queue/   asynchronous trainers only
+    global_step_<N>/data.pt     position of the data loader, once all ranks have saved all of the above
+    global_step_<N>/transfer_queue/   asynchronous trainers only; renamed into place when it is complete
     latest_checkpointed_iteration.txt   the step; verl resumes from it without checking the rest
 
 Megatron's layout is taken from verl's source and has not been tried.
 """
 
 import json
+import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from cfpo_verl.errors import UserError
-from cfpo_verl.files import reading
+from typing import Any
 
 _STEP = re.compile(r"global_step_(\d+)")
-_SHARD = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
-# Names in verl's load_contents, and the prefixes of its FSDP shards.
-_SHARD_NAMES = {"model": "model", "optimizer": "optim", "extra": "extra_state"}
-LAYOUTS = {"fsdp": "fsdp", "fsdp2": "fsdp", "veomni": "fsdp", "megatron": "megatron"}
+SHARD = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
+# Names in verl's save_contents, and the prefixes of its FSDP shards.
+SHARD_NAMES = {"model": "model", "optimizer": "optim", "extra": "extra_state"}
+ROLES = ("actor", "critic")
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What a checkpoint must contain so that a run can resume from it.
+class Lora:
+    """Rank and alpha of an adapter; None where a checkpoint or a config does not say."""
+
+    rank: int | None = None
+    alpha: int | None = None
+
+
+@dataclass(frozen=True)
+class HeldModel:
+    """What the folder of a model holds, such as global_step_3/actor.
 
     Args:
-        world_size: Ranks of the run. FSDP loads only shards that the same number of ranks saved.
-        layout: "fsdp" or "megatron", the files of verl's engine, see `LAYOUTS`.
-        roles: Folders of models: actor, and critic if there is one.
-        contents: verl's load_contents: model, optimizer, extra, hf_model.
-        is_async: Whether the trainer is asynchronous; its unfinished prompts are saved too.
+        layout: The files of verl's engine: "fsdp", "megatron", or "megatron_fsdp", which has all in one folder.
+        contents: What can be loaded, by the names of verl's save_contents. With Megatron "model" is the weights (or the
+            adapter) in its own shards, and "hf_model" the weights that its bridge writes.
+        world_size: Number of ranks that saved it.
+        fsdp_version: 1 or 2; None with Megatron, or if fsdp_config.json is missing.
+        lora: The adapter, None if the whole model is trained.
     """
 
+    layout: str
+    contents: frozenset[str]
     world_size: int
-    layout: str = "fsdp"
-    roles: tuple[str, ...] = ("actor",)
-    contents: tuple[str, ...] = ("model", "optimizer", "extra")
-    is_async: bool = False
+    fsdp_version: int | None = None
+    lora: Lora | None = None
 
 
 @dataclass(frozen=True)
-class Found:
-    """The result of a search for a checkpoint.
+class Held:
+    """What a complete checkpoint holds.
 
     Args:
-        path: The newest complete checkpoint, None if there is none.
-        skipped: The newer incomplete ones, newest first, each with the reason.
+        models: The models by role: actor, and critic if there is one.
+        loader_workers: Processes of the data loader that wrote data.pt, None if that cannot be read from it.
+        is_shuffled: Whether that loader shuffled, None if that cannot be read from it.
+        has_prompts: Whether there are prompts in flight.
+        storage_units: Number of TransferQueue's storage units that hold them, None without that number.
     """
 
-    path: Path | None
-    skipped: dict[Path, str] = field(default_factory=dict)
-
-    @property
-    def step(self) -> int:
-        """The step after which the checkpoint was saved, 0 without one."""
-        return step_of(self.path) if self.path else 0
+    models: dict[str, HeldModel] = field(default_factory=dict)
+    loader_workers: int | None = None
+    is_shuffled: bool | None = None
+    has_prompts: bool = False
+    storage_units: int | None = None
 
 
-class WorldSizeError(UserError):
-    """The checkpoint was saved by another number of ranks than the run has."""
+@dataclass(frozen=True)
+class Broken:
+    """Why a checkpoint is incomplete.
 
-    def __init__(self, found: str, way_out: str) -> None:
-        """Keep both sentences."""
-        self.found, self.way_out = found, way_out
-        super().__init__(f"{found}. {way_out}")
+    Args:
+        reason: What is missing or broken.
+        is_unfinished: Whether the save was interrupted, as data.pt is not whole. Otherwise it had ended, and files were
+            lost or cut off later.
+    """
+
+    reason: str
+    is_unfinished: bool = False
+
+    def __str__(self) -> str:
+        """Return the kind and the reason."""
+        return f"{'unfinished' if self.is_unfinished else 'damaged'}: {self.reason}"
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -84,30 +103,6 @@ def is_checkpoint(path: Path) -> bool:
 def step_of(checkpoint: Path) -> int:
     """Return the step in the name of a checkpoint's folder."""
     return int(checkpoint.name.removeprefix("global_step_"))
-
-
-def newest_complete(checkpoints_dir: Path, expected: Expected) -> Found:
-    """Find the newest complete checkpoint. verl's tracker file is not used.
-
-    Args:
-        checkpoints_dir: Folder with the folders global_step_<N>; it need not exist.
-        expected: What the checkpoint must contain.
-
-    Raises:
-        WorldSizeError: If that checkpoint was saved by another number of ranks. An older one that fits is not used
-            instead, because the training since then would be lost silently.
-        FileError: If the system refuses to read the folder or a checkpoint.
-    """
-    skipped: dict[Path, str] = {}
-    with reading(checkpoints_dir):
-        saved = filter(is_checkpoint, checkpoints_dir.iterdir()) if checkpoints_dir.is_dir() else ()
-        for checkpoint in sorted(saved, key=step_of, reverse=True):
-            reason = why_incomplete(checkpoint, expected)
-            if reason is None:
-                check_world_size(checkpoint, expected)
-                return Found(checkpoint, skipped)
-            skipped[checkpoint] = reason
-    return Found(None, skipped)
 
 
 def set_aside(checkpoint: Path) -> Path:
@@ -122,15 +117,26 @@ def set_aside(checkpoint: Path) -> Path:
     return checkpoint.rename(aside)
 
 
-def why_incomplete(checkpoint: Path, expected: Expected) -> str | None:
-    """Return what is missing or broken in a checkpoint, None if it is complete. The number of ranks is not checked."""
-    for role in expected.roles:
-        problem = why_model_incomplete(checkpoint / role, expected.layout, expected.contents)
-        if problem:
-            return problem
-    if expected.is_async and not _has_files(checkpoint / "transfer_queue"):
-        return "transfer_queue/ is missing"
-    return _archive_problem(checkpoint / "data.pt")
+def inspect(checkpoint: Path) -> Held | Broken:
+    """Return what a checkpoint holds, or why it is incomplete.
+
+    Args:
+        checkpoint: A folder global_step_<N>.
+    """
+    if problem := _archive_problem(checkpoint / "data.pt"):
+        return Broken(problem, is_unfinished=True)
+    models = {}
+    for role in ROLES:
+        if role == "actor" or (checkpoint / role).is_dir():
+            model = _inspect_model(checkpoint / role)
+            if isinstance(model, str):
+                return Broken(model)
+            models[role] = model
+    queue = checkpoint / "transfer_queue"
+    if queue.is_dir() and (problem := next(_queue_problems(queue), None)):
+        return Broken(f"transfer_queue/{problem}")
+    workers, is_shuffled = _read_loader(checkpoint / "data.pt")
+    return Held(models, workers, is_shuffled, queue.is_dir(), _storage_units(queue))
 
 
 def why_model_incomplete(folder: Path, layout: str, contents: Iterable[str]) -> str | None:
@@ -139,12 +145,12 @@ def why_model_incomplete(folder: Path, layout: str, contents: Iterable[str]) -> 
     Args:
         folder: The folder.
         layout: "fsdp" or "megatron".
-        contents: The required parts, as in verl's load_contents.
+        contents: The required parts, as in verl's save_contents. Not used with Megatron, whose manifest names them.
     """
     if not folder.is_dir():
         return f"{folder.name}/ is missing"
-    check = _fsdp_problems if layout == "fsdp" else _megatron_problems
-    return next((f"{folder.name}/{problem}" for problem in check(folder, contents)), None)
+    problems = _fsdp_problems(folder, contents) if layout == "fsdp" else _megatron_problems(folder)
+    return next((f"{folder.name}/{problem}" for problem in problems), None)
 
 
 def saved_world_size(model_folder: Path) -> int | None:
@@ -154,31 +160,86 @@ def saved_world_size(model_folder: Path) -> int | None:
     or the newest shard if that file is missing.
     """
     try:
-        return int(json.loads((model_folder / "fsdp_config.json").read_text())["world_size"])
-    except (OSError, ValueError, KeyError, TypeError):
-        shards = [path for path in model_folder.iterdir() if _SHARD.fullmatch(path.name)]
+        return int(_json_object(model_folder / "fsdp_config.json")["world_size"])
+    except (ValueError, KeyError, TypeError):
+        shards = [path for path in model_folder.iterdir() if SHARD.fullmatch(path.name)]
         newest = max(shards, key=lambda path: path.stat().st_mtime, default=None)
-        return int(_SHARD.sub(r"\2", newest.name)) if newest else None
+        return int(SHARD.sub(r"\2", newest.name)) if newest else None
 
 
-def check_world_size(checkpoint: Path, expected: Expected) -> None:
-    """Reject a checkpoint that verl's FSDP engine cannot load.
+def _inspect_model(folder: Path) -> HeldModel | str:
+    """Return what a model's folder holds, or what is missing or broken in it."""
+    if not folder.is_dir():
+        return f"{folder.name}/ is missing"
+    if _is_megatron(folder):
+        return why_model_incomplete(folder, "megatron", ()) or _read_megatron(folder)
+    contents = held_shards(folder, saved_world_size(folder))
+    if has_safetensors(folder / "huggingface"):
+        contents.add("hf_model")
+    problem = why_model_incomplete(folder, "fsdp", contents or {"model"})
+    return problem or _read_fsdp(folder, frozenset(contents))
 
-    Raises:
-        WorldSizeError: If it was saved by another number of ranks.
-    """
-    if expected.layout != "fsdp":
-        return  # any number of ranks can load Megatron's checkpoints
-    saved = saved_world_size(checkpoint / expected.roles[0])
-    if saved != expected.world_size:
-        raise WorldSizeError(
-            f"{checkpoint} was saved by {saved} ranks, and FSDP can load it only on the same number: this run has "
-            f"{expected.world_size} (trainer.nnodes * trainer.n_gpus_per_node)",
-            f"Run on {saved} GPUs; or start a new run from its weights, without the optimiser state: "
-            "`python -m verl.model_merger merge --backend fsdp "
-            f"--local_dir {checkpoint / expected.roles[0]} --target_dir MODEL`, then "
-            "actor_rollout_ref.model.path=MODEL and another run_dir",
-        )
+
+def held_shards(folder: Path, world_size: int | None) -> set[str]:
+    """Return which of model, optimizer and extra have a shard of at least one rank."""
+    shards = [found for path in folder.iterdir() if (found := SHARD.fullmatch(path.name))]
+    prefixes = {found[1] for found in shards if int(found[2]) == world_size}
+    return {content for content, prefix in SHARD_NAMES.items() if prefix in prefixes}
+
+
+def has_safetensors(folder: Path) -> bool:
+    """Return whether a folder has weights in Hugging Face's format, whole or not."""
+    return any(folder.rglob("*.safetensors"))
+
+
+def _is_megatron(folder: Path) -> bool:
+    """Return whether Megatron wrote a model's folder. Of two engines that saved to it, the last one decides."""
+    manifest = folder / "ckpt_contents.json"
+    of_fsdp = [path for path in folder.iterdir() if path.name == "fsdp_config.json" or SHARD.fullmatch(path.name)]
+    if not manifest.is_file():
+        return not of_fsdp and any((folder / name).is_dir() for name in ("model", "optimizer", "extra"))
+    return all(path.stat().st_mtime < manifest.stat().st_mtime for path in of_fsdp)
+
+
+def _read_fsdp(folder: Path, contents: frozenset[str]) -> HeldModel:
+    """Return what a complete folder of FSDP holds."""
+    version = _json_object(folder / "fsdp_config.json").get("FSDP_version")
+    lora = None
+    if (folder / "lora_train_meta.json").is_file():
+        written = _json_object(folder / "lora_train_meta.json")
+        lora = Lora(written.get("r"), written.get("lora_alpha"))
+    return HeldModel("fsdp", contents, saved_world_size(folder) or 0, version if version in (1, 2) else None, lora)
+
+
+def _read_megatron(folder: Path) -> HeldModel:
+    """Return what a complete folder of Megatron holds."""
+    manifest = _json_object(folder / "ckpt_contents.json")
+    parts, is_fsdp = manifest["contents"], _is_megatron_fsdp(folder, manifest)
+    held = {"optimizer": "optimizer" in parts, "extra": "rng_state" in parts}
+    if is_fsdp:  # whatever its manifest says of the format
+        held["model"] = "model" in manifest["save_contents"]
+    else:
+        # Adapters are always in Megatron's own shards, beside the weights of the model that they adapt.
+        held["model"] = "peft_adapters" in parts or _is_distributed(parts.get("model", {}))
+    weights = [parts[name] for name in ("model", "hf_model") if name in parts]
+    held["hf_model"] = any(part["format"] == "huggingface" for part in weights)
+    has_lora = bool((manifest.get("backend") or {}).get("peft"))
+    return HeldModel(
+        "megatron_fsdp" if is_fsdp else "megatron",
+        frozenset(content for content, is_held in held.items() if is_held),
+        int(manifest.get("world_size", 0)),
+        lora=Lora() if has_lora else None,
+    )
+
+
+def _is_distributed(part: dict[str, Any]) -> bool:
+    return part.get("format") == "megatron_dist_checkpoint"
+
+
+def _is_megatron_fsdp(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Return whether all is in model/dist_ckpt, and the other folders that the manifest names are empty."""
+    others = {part["path"] for part in manifest["contents"].values() if _is_distributed(part)} - {"model/dist_ckpt"}
+    return _has_files(folder / "model" / "dist_ckpt") and not any(_has_files(folder / path) for path in others)
 
 
 def _fsdp_problems(folder: Path, contents: Iterable[str]) -> Iterator[str]:
@@ -187,40 +248,44 @@ def _fsdp_problems(folder: Path, contents: Iterable[str]) -> Iterator[str]:
     if world_size is None:
         yield "model_world_size_<W>_rank_<R>.pt are missing"
         return
-    for content in contents:
-        for rank in range(world_size if content in _SHARD_NAMES else 0):
-            problem = _archive_problem(folder / f"{_SHARD_NAMES[content]}_world_size_{world_size}_rank_{rank}.pt")
+    for prefix in (prefix for content, prefix in SHARD_NAMES.items() if content in contents):
+        for rank in range(world_size):
+            problem = _archive_problem(folder / f"{prefix}_world_size_{world_size}_rank_{rank}.pt")
             if problem:
                 yield problem
     yield from _hugging_face_problems(folder, "huggingface", "hf_model" in contents)
 
 
-def _megatron_problems(folder: Path, contents: Iterable[str]) -> Iterator[str]:
+def _megatron_problems(folder: Path) -> Iterator[str]:
     """Yield the problems of a model's folder written by verl's MegatronCheckpointManager."""
+    manifest = _json_object(folder / "ckpt_contents.json")
     try:
-        manifest = json.loads((folder / "ckpt_contents.json").read_text())
-        saved, parts = manifest["save_contents"], manifest["contents"].values()
-        paths = {part["path"]: part["format"] for part in parts}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        paths = {part["path"]: part["format"] for part in manifest["contents"].values()}
+        world_size, _contents = int(manifest["world_size"]), list(manifest["save_contents"])
+    except (ValueError, KeyError, TypeError, AttributeError):
         yield "ckpt_contents.json, which is written last, is missing or broken"
         return
-    yield from (
-        f"{content} was not saved, but load_contents requires it" for content in contents if content not in saved
-    )
     for path, form in paths.items():
         if not (folder / path).exists():
             yield f"{path} is missing"
         elif form == "huggingface":
             yield from _hugging_face_problems(folder, path, has_weights=True)
-    distributed = [folder / path for path, form in paths.items() if form == "megatron_dist_checkpoint"]
-    # Megatron-FSDP writes everything to the model's folder and leaves the others empty.
-    written = [path for path in distributed if _has_files(path)]
-    if distributed and not written:
-        yield "dist_ckpt/ is empty"
-    for path in written:
-        names = [".metadata", *(["metadata.json"] if (path / "common.pt").exists() else [])]
-        yield from (f"{path.relative_to(folder) / name} is missing" for name in names if not (path / name).is_file())
-        yield from (f"{file.relative_to(folder)} is empty" for file in path.glob("*.distcp") if not file.stat().st_size)
+    distributed = {path for path, form in paths.items() if form == "megatron_dist_checkpoint"}
+    if _is_megatron_fsdp(folder, manifest):
+        distributed = {"model/dist_ckpt"}
+    for path in sorted(distributed):
+        yield from (f"{path}/{problem}" for problem in _distributed_problems(folder / path, world_size))
+
+
+def _distributed_problems(folder: Path, world_size: int) -> Iterator[str]:
+    """Yield the problems of a folder dist_ckpt. Files of ranks that the last save did not have do not matter."""
+    for name in (".metadata", *(["metadata.json"] if (folder / "common.pt").exists() else [])):
+        if not (folder / name).is_file():
+            yield f"{name} is missing"
+    for file in folder.glob("*.distcp"):
+        found = re.match(r"__(\d+)_", file.name)
+        if not file.stat().st_size and (found is None or int(found[1]) < world_size):
+            yield f"{file.name} is empty"
 
 
 def _hugging_face_problems(folder: Path, name: str, has_weights: bool) -> Iterator[str]:
@@ -231,6 +296,40 @@ def _hugging_face_problems(folder: Path, name: str, has_weights: bool) -> Iterat
         weights = list((folder / name).rglob("*.safetensors"))
         if not weights or not all(file.stat().st_size for file in weights):
             yield f"{name}/*.safetensors are missing or empty"
+
+
+def _queue_problems(folder: Path) -> Iterator[str]:
+    """Yield the problems of TransferQueue's folder, which is complete when it gets its name."""
+    names = ["metadata.json", "controller_state.pkl"]
+    if _json_object(folder / "metadata.json").get("storage_saved"):
+        names.append("storage_units/su_info.json")
+    for name in names:
+        if not (folder / name).is_file() or not (folder / name).stat().st_size:
+            yield f"{name} is missing or empty"
+
+
+def _storage_units(folder: Path) -> int | None:
+    """Return the number of storage units that a folder of TransferQueue was saved by, None if it does not say."""
+    try:
+        return len(json.loads((folder / "storage_units" / "su_info.json").read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _read_loader(path: Path) -> tuple[int | None, bool | None]:
+    """Return the number of worker processes of the loader that wrote a data.pt, and whether it shuffled."""
+    import torch
+
+    try:
+        state = torch.load(path, weights_only=True)
+        snapshot = state.get("_snapshot")
+        main = state if snapshot is None else snapshot["_main_snapshot"]
+        sampler = main["_sampler_iter_state"] or main["_index_sampler_state"]
+        is_shuffled = "sampler_iter_state" in sampler if "samples_yielded" in sampler else None
+        return (0 if snapshot is None else int(main["_num_workers"])), is_shuffled
+    # A loader of another kind, or one whose data set saves objects of its own.
+    except (pickle.UnpicklingError, RuntimeError, AttributeError, KeyError, TypeError, ValueError):
+        return None, None
 
 
 def _archive_problem(path: Path) -> str | None:
@@ -244,6 +343,15 @@ def _archive_problem(path: Path) -> str | None:
             return None
     except zipfile.BadZipFile:
         return f"{path.name} is truncated"
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, empty if there is none. A file that the system refuses to read is an error."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _has_files(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cfpo_verl import doctor, resume, run_dir
-from cfpo_verl.checkpoints import Found, set_aside
+from cfpo_verl.checkpoints import set_aside
 from cfpo_verl.composing import ConfigError, choices, compose, explained, read_config, resolved_yaml
 from cfpo_verl.doctor import report
 from cfpo_verl.doctor.finding import failed
@@ -24,6 +24,7 @@ from cfpo_verl.errors import UserError, last_line
 from cfpo_verl.files import FileError, nearest_folder
 from cfpo_verl.processes import ending_what_it_starts
 from cfpo_verl.progress import following
+from cfpo_verl.resume import Found
 
 HELP = """\
 Usage: cfpo-verl train experiment=NAME [KEY=VALUE ...] [--dry-run] [--ray] [--cfg job] [--multirun]
@@ -191,16 +192,19 @@ def describe_failure(error: Exception, checkpoints_dir: Path) -> str:
 
 
 def _find_checkpoint(config: DictConfig) -> Found | None:
-    """Choose the checkpoint that verl loads, report it, and rename newer incomplete ones."""
-    if config.trainer.resume_mode == "resume_path":
+    """Choose the checkpoint that verl loads and report it; None where verl or the user chooses.
+
+    Newer incomplete ones are renamed, unless the run starts at step 1: its saves then replace them, see
+    `mismatch.leftover`.
+    """
+    chosen = resume.chosen_checkpoint(config)
+    if chosen is not None:
         # verl reads the step from the last part of the path; a trailing slash would break that.
-        config.trainer.resume_from_path = str(Path(config.trainer.resume_from_path).absolute())
+        config.trainer.resume_from_path = str(chosen.path)
     found = resume.find_checkpoint(config)
-    if found is None:
-        return None
-    if description := resume.describe(found):
+    if description := resume.describe(chosen or found or Found(None)):
         print(f"cfpo-verl: {description}", file=sys.stderr)
-    for checkpoint in found.skipped:
+    for checkpoint in found.skipped if found is not None and found.path else ():
         try:
             set_aside(checkpoint)
         except OSError as error:

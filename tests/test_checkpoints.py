@@ -1,54 +1,71 @@
 """cfpo_verl.checkpoints and cfpo_verl.resume: completeness, the choice of a checkpoint, the loggers' variables.
 
-The folders are built as verl writes them, from files of torch.save; tests/test_resume.py looks at real ones.
+The folders are built as verl writes them, from files of torch.save; tests/test_mismatch.py and tests/test_resume.py
+look at real ones.
 """
 
 import errno
+import itertools
 import json
+import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
-from doctor_configs import gpu_config, quickstart
-from verl.trainer.config import CheckpointConfig
+from doctor_configs import quickstart
+from omegaconf import DictConfig
 from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager, find_latest_ckpt_path
 
 from cfpo_verl import resume, train
-from cfpo_verl.checkpoints import (
-    Expected,
-    Found,
-    WorldSizeError,
-    newest_complete,
-    saved_world_size,
-    set_aside,
-    why_incomplete,
-)
+from cfpo_verl.checkpoints import Broken, Held, HeldModel, Lora, inspect, saved_world_size, set_aside
 from cfpo_verl.files import FileError
+from cfpo_verl.mismatch import ResumeError, Wanted, WantedModel
+from cfpo_verl.resume import Found, newest_complete
 
-TWO_RANKS = Expected(world_size=2)
-SHARDS = [f"{name}_world_size_2_rank_{rank}.pt" for name in ("model", "optim", "extra_state") for rank in (0, 1)]
+TWO_RANKS = Wanted(world_size=2)
+CONTENTS = ("model", "optimizer", "extra")
+PREFIXES = {"model": "model", "optimizer": "optim", "extra": "extra_state"}
+SHARDS = [f"{name}_world_size_2_rank_{rank}.pt" for name in PREFIXES.values() for rank in (0, 1)]
 
 
-def save_model(folder: Path, world_size: int = 2) -> None:
+def save_model(folder: Path, world_size: int = 2, contents: Iterable[str] = CONTENTS, version: int = 1) -> None:
     """Write what FSDPCheckpointManager writes, in its order."""
-    (folder / "huggingface").mkdir(parents=True)
+    (folder / "huggingface").mkdir(parents=True, exist_ok=True)
     for rank in range(world_size):
-        for name in ("model", "optim", "extra_state"):
+        for name in (PREFIXES[content] for content in contents if content in PREFIXES):
             torch.save({"a": torch.ones(100)}, folder / f"{name}_world_size_{world_size}_rank_{rank}.pt")
     for name in ("config.json", "tokenizer_config.json"):
         (folder / "huggingface" / name).write_text("{}")
-    (folder / "fsdp_config.json").write_text(json.dumps({"FSDP_version": 2, "world_size": world_size}))
+    (folder / "fsdp_config.json").write_text(json.dumps({"FSDP_version": version, "world_size": world_size}))
+    if "hf_model" in contents:
+        (folder / "huggingface" / "model.safetensors").write_text("x")
 
 
-def save(folder: Path, step: int, world_size: int = 2) -> Path:
+def save(folder: Path, step: int, world_size: int = 2, contents: Iterable[str] = CONTENTS, version: int = 1) -> Path:
     """Write a complete checkpoint."""
     checkpoint = folder / f"global_step_{step}"
-    save_model(checkpoint / "actor", world_size)
+    save_model(checkpoint / "actor", world_size, contents, version)
     torch.save({"position": step}, checkpoint / "data.pt")
     (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
     return checkpoint
+
+
+def save_queue(checkpoint: Path, units: int = 8) -> None:
+    """Write the files of TransferQueue's save_checkpoint."""
+    (checkpoint / "transfer_queue" / "storage_units").mkdir(parents=True)
+    (checkpoint / "transfer_queue" / "controller_state.pkl").write_text("x")
+    (checkpoint / "transfer_queue" / "metadata.json").write_text('{"storage_saved": true}')
+    stored = [{"position": position, "storage_unit_id": f"u{position}"} for position in range(units)]
+    (checkpoint / "transfer_queue" / "storage_units" / "su_info.json").write_text(json.dumps(stored))
+
+
+def problem(checkpoint: Path) -> str | None:
+    """Return why a checkpoint is incomplete, None if it is complete."""
+    found = inspect(checkpoint)
+    return str(found) if isinstance(found, Broken) else None
 
 
 def save_megatron(folder: Path, step: int) -> Path:
@@ -75,51 +92,68 @@ def save_megatron(folder: Path, step: int) -> Path:
 
 
 def test_a_complete_checkpoint(tmp_path):
-    assert why_incomplete(save(tmp_path, 5), TWO_RANKS) is None
+    assert inspect(save(tmp_path, 5)) == Held({"actor": HeldModel("fsdp", frozenset(CONTENTS), 2, 1)})
 
 
 @pytest.mark.parametrize("name", [*(f"actor/{shard}" for shard in SHARDS), "data.pt"])
 def test_a_shard_is_missing_empty_or_cut_off(tmp_path, name):
+    """Without its data.pt, which is written last, a save did not end; otherwise files were lost afterwards."""
     file = save(tmp_path, 5) / name
-    whole, last = file.read_bytes(), file.name
+    whole = file.read_bytes()
+    kind = "unfinished" if name == "data.pt" else "damaged"
     # Half of it, and all but the last bytes, in which a zip archive has its table of contents.
     for kept in (len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:kept])
-        assert why_incomplete(tmp_path / "global_step_5", TWO_RANKS).endswith(f"{last} is truncated")
+        assert problem(tmp_path / "global_step_5") == f"{kind}: {name} is truncated"
     file.write_bytes(b"")
-    assert why_incomplete(tmp_path / "global_step_5", TWO_RANKS).endswith(f"{last} is empty")
+    assert problem(tmp_path / "global_step_5") == f"{kind}: {name} is empty"
     file.unlink()
-    assert why_incomplete(tmp_path / "global_step_5", TWO_RANKS).endswith(f"{last} is missing")
+    assert problem(tmp_path / "global_step_5") == f"{kind}: {name} is missing"
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
 def test_what_rank_0_writes_last(tmp_path, name):
     checkpoint = save(tmp_path, 5)
     (checkpoint / "actor" / "huggingface" / name).unlink()
-    assert why_incomplete(checkpoint, TWO_RANKS) == f"actor/huggingface/{name} is missing or empty"
+    assert problem(checkpoint) == f"damaged: actor/huggingface/{name} is missing or empty"
 
 
-def test_only_what_is_loaded_has_to_be_there(tmp_path):
-    checkpoint = save(tmp_path, 5)
-    (checkpoint / "actor" / "optim_world_size_2_rank_1.pt").unlink()
-    assert why_incomplete(checkpoint, Expected(2, contents=("model",))) is None
-    with_copy = Expected(2, contents=("model", "hf_model"))
-    assert why_incomplete(checkpoint, with_copy) == "actor/huggingface/*.safetensors are missing or empty"
-    (checkpoint / "actor" / "huggingface" / "model.safetensors").write_text("x")
-    assert why_incomplete(checkpoint, with_copy) is None
+@pytest.mark.parametrize(
+    "contents", [*(itertools.chain(*(itertools.combinations([*CONTENTS, "hf_model"], n) for n in (1, 2, 3, 4))))]
+)
+def test_a_checkpoint_says_itself_what_it_holds(tmp_path, contents):
+    """Whatever any config wants: it is complete with what was saved, and nothing else is looked for."""
+    checkpoint = save(tmp_path, 5, contents=contents)
+    assert inspect(checkpoint).models["actor"].contents == set(contents)
+    if "hf_model" in contents:
+        (checkpoint / "actor" / "huggingface" / "model.safetensors").write_text("")
+        assert problem(checkpoint) == "damaged: actor/huggingface/*.safetensors are missing or empty"
+
+
+def test_a_checkpoint_of_nothing(tmp_path):
+    assert problem(save(tmp_path, 5, contents=())) == "damaged: actor/model_world_size_2_rank_0.pt is missing"
 
 
 def test_a_critic_and_prompts_in_flight(tmp_path):
     checkpoint = save(tmp_path, 5)
-    with_critic = Expected(2, roles=("actor", "critic"), is_async=True)
-    assert why_incomplete(checkpoint, with_critic) == "critic/ is missing"
-    save_model(checkpoint / "critic")
-    assert why_incomplete(checkpoint, with_critic) == "transfer_queue/ is missing"
-    (checkpoint / "transfer_queue").mkdir()
-    (checkpoint / "transfer_queue" / "metadata.json").write_text("{}")
-    assert why_incomplete(checkpoint, with_critic) is None
+    save_model(checkpoint / "critic", contents=("model",))
+    save_queue(checkpoint, units=3)
+    held = inspect(checkpoint)
+    assert held.models["critic"].contents == {"model"}
+    assert (held.has_prompts, held.storage_units) == (True, 3)
     (checkpoint / "critic" / "model_world_size_2_rank_1.pt").unlink()
-    assert why_incomplete(checkpoint, with_critic) == "critic/model_world_size_2_rank_1.pt is missing"
+    assert problem(checkpoint) == "damaged: critic/model_world_size_2_rank_1.pt is missing"
+    save_model(checkpoint / "critic")
+    for name in ("controller_state.pkl", "storage_units/su_info.json"):
+        (checkpoint / "transfer_queue" / name).unlink()
+        assert problem(checkpoint) == f"damaged: transfer_queue/{name} is missing or empty"
+        (checkpoint / "transfer_queue" / name).write_text("[]")
+
+
+def test_an_adapter(tmp_path):
+    checkpoint = save(tmp_path, 5)
+    (checkpoint / "actor" / "lora_train_meta.json").write_text('{"r": 8, "lora_alpha": 16, "task_type": "CAUSAL_LM"}')
+    assert inspect(checkpoint).models["actor"].lora == Lora(8, 16)
 
 
 def test_what_verls_rotation_leaves_behind_is_no_checkpoint(tmp_path):
@@ -130,7 +164,7 @@ def test_what_verls_rotation_leaves_behind_is_no_checkpoint(tmp_path):
     manager.register_checkpoint(str(checkpoint / "actor"), 1)
     manager.register_checkpoint(str(save(tmp_path, 6) / "actor"), 1)
     assert [path.name for path in checkpoint.iterdir()] == ["data.pt"]
-    assert why_incomplete(checkpoint, TWO_RANKS) == "actor/ is missing"
+    assert problem(checkpoint) == "damaged: actor/ is missing"
     assert newest_complete(tmp_path, TWO_RANKS) == Found(tmp_path / "global_step_6")
 
 
@@ -144,7 +178,7 @@ def test_the_newest_complete_one_is_taken_whatever_the_tracker_says(tmp_path):
     (tmp_path / "global_step_10" / "actor" / "optim_world_size_2_rank_1.pt").unlink()
     nine = Found(
         tmp_path / "global_step_9",
-        {tmp_path / "global_step_10": "actor/optim_world_size_2_rank_1.pt is missing"},
+        skipped={tmp_path / "global_step_10": Broken("actor/optim_world_size_2_rank_1.pt is missing")},
     )
     tracker = tmp_path / "latest_checkpointed_iteration.txt"
     for text in ("", "10", "11", "2", "nonsense"):
@@ -169,26 +203,26 @@ def test_verls_own_rule_is_the_tracker(tmp_path):
     assert find_latest_ckpt_path(str(tmp_path)) is None  # and the run begins at step 1, over the others
 
 
-def test_another_number_of_ranks_is_refused_even_if_an_older_one_fits(tmp_path):
-    save(tmp_path, 5, world_size=2)
-    newest = save(tmp_path, 6, world_size=4)
-    with pytest.raises(WorldSizeError, match=re.escape(f"{newest} was saved by 4 ranks")) as caught:
-        newest_complete(tmp_path, TWO_RANKS)
-    assert "this run has 2" in caught.value.found
-    assert "verl.model_merger merge --backend fsdp" in caught.value.way_out
-    assert newest_complete(tmp_path, Expected(world_size=4)).step == 6
-
-
 def test_the_number_of_ranks_that_saved(tmp_path):
     save_model(tmp_path / "actor", world_size=3)
     assert saved_world_size(tmp_path / "actor") == 3
-    (tmp_path / "actor" / "fsdp_config.json").unlink()  # rank 0 did not come to it
-    assert saved_world_size(tmp_path / "actor") == 3
     (tmp_path / "empty").mkdir()
     assert saved_world_size(tmp_path / "empty") is None
-    assert (
-        why_incomplete(tmp_path, Expected(3, roles=("empty",))) == "empty/model_world_size_<W>_rank_<R>.pt are missing"
-    )
+
+
+def test_shards_of_two_sizes(tmp_path):
+    """The last write decides, whichever is larger or comes first in the folder."""
+    for sizes in ((2, 3), (3, 2)):
+        checkpoint = save(tmp_path, sizes[0], world_size=sizes[0])
+        old = sorted((checkpoint / "actor").glob("*.pt"))
+        for shard in old:
+            os.utime(shard, (1, 1))
+        save_model(checkpoint / "actor", world_size=sizes[1])
+        assert inspect(checkpoint).models["actor"].world_size == sizes[1]
+        old[0].unlink()  # of no meaning now
+        assert inspect(checkpoint).models["actor"].world_size == sizes[1]
+        (checkpoint / "actor" / "fsdp_config.json").unlink()  # the newest shard decides
+        assert inspect(checkpoint).models["actor"] == HeldModel("fsdp", frozenset(CONTENTS), sizes[1])
 
 
 def test_an_incomplete_checkpoint_is_renamed_not_removed(tmp_path):
@@ -203,12 +237,15 @@ def test_an_incomplete_checkpoint_is_renamed_not_removed(tmp_path):
     assert (tmp_path / "global_step_5.incomplete1" / "data.pt").is_file()
 
 
-MEGATRON = Expected(world_size=4, layout="megatron")
+MEGATRON = Wanted(
+    4, {"actor": WantedModel("actor_rollout_ref.actor", "megatron", "megatron", ("optimizer", "hf_model"))}
+)
 
 
 def test_megatron_of_any_number_of_ranks(tmp_path):
     assert newest_complete(tmp_path, MEGATRON) == Found(None)
-    save_megatron(tmp_path, 5)
+    checkpoint = save_megatron(tmp_path, 5)
+    assert inspect(checkpoint).models["actor"] == HeldModel("megatron", {"optimizer", "extra", "hf_model"}, 8)
     assert newest_complete(tmp_path, MEGATRON).step == 5
 
 
@@ -228,62 +265,166 @@ def test_megatron_without_a_part(tmp_path, name, reason):
     checkpoint = save_megatron(tmp_path, 5)
     path = checkpoint / "actor" / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert why_incomplete(checkpoint, MEGATRON) == f"actor/{reason}"
+    assert problem(checkpoint) == f"damaged: actor/{reason}"
 
 
-def test_megatron_with_an_empty_shard_or_less_than_is_loaded(tmp_path):
+def test_megatron_with_an_empty_shard(tmp_path):
     checkpoint = save_megatron(tmp_path, 5)
-    assert "hf_model was not saved" in why_incomplete(checkpoint, Expected(4, "megatron", contents=("hf_model",)))
-    (checkpoint / "actor" / "optimizer" / "dist_ckpt" / "__0_0.distcp").write_text("")
-    assert why_incomplete(checkpoint, MEGATRON) == "actor/optimizer/dist_ckpt/__0_0.distcp is empty"
+    shards = checkpoint / "actor" / "optimizer" / "dist_ckpt"
+    (shards / "__8_0.distcp").write_text("")  # of an earlier save with more ranks
+    assert problem(checkpoint) is None
+    (shards / "__7_0.distcp").write_text("")
+    assert problem(checkpoint) == "damaged: actor/optimizer/dist_ckpt/__7_0.distcp is empty"
     (checkpoint / "actor" / "ckpt_contents.json").write_text('{"save_contents": [')
-    assert "missing or broken" in why_incomplete(checkpoint, MEGATRON)
+    assert "missing or broken" in problem(checkpoint)
 
 
 def test_megatron_fsdp_has_all_in_one_of_its_folders(tmp_path):
     """The others exist and are empty; all of them empty is nothing saved."""
-    checkpoint = save_megatron(tmp_path, 5)
+    actor = save_megatron(tmp_path, 5) / "actor"
+    shutil.copytree(actor / "extra" / "dist_ckpt", actor / "model" / "dist_ckpt")
     for part in ("optimizer", "extra"):
-        for file in (checkpoint / "actor" / part / "dist_ckpt").iterdir():
+        for file in (actor / part / "dist_ckpt").iterdir():
             file.unlink()
-        problem = why_incomplete(checkpoint, MEGATRON)
-        assert problem == (None if part == "optimizer" else "actor/dist_ckpt/ is empty")
+    model = inspect(actor.parent).models["actor"]
+    assert (model.layout, model.contents) == ("megatron_fsdp", {"model", "optimizer", "extra", "hf_model"})
+    (actor / "model" / "dist_ckpt" / ".metadata").unlink()
+    assert problem(actor.parent) == "damaged: actor/model/dist_ckpt/.metadata is missing"
+    for file in (actor / "model" / "dist_ckpt").iterdir():
+        file.unlink()
+    assert problem(actor.parent) == "damaged: actor/extra/dist_ckpt/.metadata is missing"
 
 
-def test_what_a_run_needs():
-    config = gpu_config()
-    assert resume.expected_checkpoint(config) == Expected(world_size=8)
-    assert CheckpointConfig().load_contents == ["model", "optimizer", "extra"]
-    megatron = gpu_config("model_engine=megatron", "trainer.nnodes=2", "trainer.v1.trainer_mode=colocate_async")
-    megatron.algorithm.adv_estimator = "gae"
-    expected = Expected(16, "megatron", ("actor", "critic"), is_async=True)
-    assert resume.expected_checkpoint(megatron) == expected
-    assert resume.expected_checkpoint(gpu_config("model_engine=torchtitan")) is None
+def test_of_two_engines_the_last_one_decides(tmp_path):
+    checkpoint = save_megatron(tmp_path, 5)
+    save_model(checkpoint / "actor")
+    os.utime(checkpoint / "actor" / "ckpt_contents.json", (1, 1))
+    assert inspect(checkpoint).models["actor"].layout == "fsdp"
+    for file in checkpoint.glob("actor/*.pt"):
+        os.utime(file, (1, 1))
+    os.utime(checkpoint / "actor" / "fsdp_config.json", (1, 1))
+    os.utime(checkpoint / "actor" / "ckpt_contents.json")
+    assert inspect(checkpoint).models["actor"].layout == "megatron"
+
+
+def folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("global*"))
+
+
+def of_quickstart(folder: Path, *overrides: str) -> DictConfig:
+    return quickstart(f"trainer.default_local_dir={folder}", *overrides)
 
 
 def test_verl_is_told_what_was_found(tmp_path):
-    config = quickstart(f"trainer.default_local_dir={tmp_path}")
+    config = of_quickstart(tmp_path)
     resume.use_checkpoint(config, resume.find_checkpoint(config))
     assert (config.trainer.resume_mode, config.trainer.resume_from_path) == ("disable", None)
     assert resume.find_checkpoint(config) is None  # what is chosen by hand stays
-    save(tmp_path, 3, world_size=1)
-    (save(tmp_path, 4, world_size=1) / "data.pt").unlink()
-    config = quickstart(f"trainer.default_local_dir={tmp_path}")
+    save(tmp_path, 3, world_size=1, version=2)
+    (save(tmp_path, 4, world_size=1, version=2) / "data.pt").unlink()
+    (save(tmp_path, 5, world_size=1, version=2) / "actor" / "model_world_size_1_rank_0.pt").write_text("")
+    config = of_quickstart(tmp_path)
     found = resume.find_checkpoint(config)
     assert resume.describe(found) == (
-        f"resumes from step 3, {tmp_path}/global_step_3; "
-        "skips incomplete checkpoints: global_step_4 (data.pt is missing)"
+        f"resumes from step 3, {tmp_path}/global_step_3; skips incomplete checkpoints: global_step_5 "
+        "(damaged: actor/model_world_size_1_rank_0.pt is empty); global_step_4 (unfinished: data.pt is missing)"
     )
+    assert train._find_checkpoint(config) == found
+    assert folders(tmp_path) == ["global_step_3", "global_step_4.incomplete1", "global_step_5.incomplete1"]
     resume.use_checkpoint(config, found)
     assert (config.trainer.resume_mode, config.trainer.resume_from_path) == (
         "resume_path",
         str(tmp_path / "global_step_3"),
     )
-    (tmp_path / "global_step_3" / "data.pt").unlink()
-    config = quickstart(f"trainer.default_local_dir={tmp_path}")
-    described = resume.describe(resume.find_checkpoint(config))
-    assert described.startswith("starts at step 1, because no checkpoint is complete: global_step_4 (")
     assert resume.describe(Found(None)) == ""
+
+
+def test_what_the_user_chose_is_not_replaced(tmp_path):
+    """A newer one would be found, and a broken one renamed."""
+    chosen = save(tmp_path, 3, world_size=1, version=2)
+    save(tmp_path, 7, world_size=1, version=2)
+    (save(tmp_path, 9, world_size=1, version=2) / "data.pt").unlink()
+    before = folders(tmp_path)
+    config = of_quickstart(tmp_path, "trainer.resume_mode=resume_path", f"trainer.resume_from_path={chosen}/")
+    assert resume.find_checkpoint(config) is None
+    assert train._find_checkpoint(config) is None
+    # verl reads the step from what follows global_step_; a slash at the end would break that.
+    assert (config.trainer.resume_mode, config.trainer.resume_from_path) == ("resume_path", str(chosen))
+    assert folders(tmp_path) == before
+
+
+def test_a_run_killed_in_its_first_save_starts_again(tmp_path, capsys):
+    """As its job does without anyone: nothing is renamed, and what was begun is replaced by the next save."""
+    checkpoint = save(tmp_path, 100, world_size=1, version=2)
+    (checkpoint / "data.pt").unlink()
+    (checkpoint / "actor" / "extra_state_world_size_1_rank_0.pt").write_text("")
+    config = of_quickstart(tmp_path)
+    found = train._find_checkpoint(config)
+    assert found == Found(None, skipped={checkpoint: Broken("data.pt is missing", is_unfinished=True)})
+    assert (
+        "starts at step 1, because no save was finished: global_step_100 (unfinished: data.pt is missing). They stay "
+        "until a save at the same step replaces them"
+    ) in capsys.readouterr().err
+    assert folders(tmp_path) == ["global_step_100"]
+    save(tmp_path, 100, world_size=1, version=2)
+    assert train._find_checkpoint(config).step == 100
+
+
+@pytest.mark.parametrize(
+    ("left", "overrides"),
+    [
+        ("actor/optim_world_size_1_rank_0.pt", ["actor_rollout_ref.actor.checkpoint.save_contents=[model,extra]"]),
+        ("actor/huggingface", []),
+        ("actor/lora_train_meta.json", []),
+        ("critic", []),
+        ("transfer_queue", []),
+        ("actor/optimizer", []),
+    ],
+)
+def test_an_unfinished_save_that_would_be_mixed_with_the_runs_own(tmp_path, left, overrides):
+    """Files that the run would not replace would make its checkpoint seem to hold them."""
+    checkpoint = save(tmp_path, 100, world_size=1, version=2)
+    (checkpoint / "data.pt").unlink()
+    config = of_quickstart(tmp_path, *overrides)
+    if left == "actor/huggingface":
+        (checkpoint / left / "model.safetensors").write_text("")
+    elif left.endswith("json"):
+        (checkpoint / left).write_text("{}")
+    elif not left.endswith("pt"):
+        assert train._find_checkpoint(config).path is None
+        (checkpoint / left).mkdir()
+    with pytest.raises(ResumeError, match=rf"whose save was interrupted, has {left}, which this run does not write"):
+        train._find_checkpoint(config)
+    assert folders(tmp_path) == ["global_step_100"]
+    # The run that began it, or one that writes all of it, goes on by itself.
+    same = of_quickstart(tmp_path, "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]")
+    if left in ("actor/optim_world_size_1_rank_0.pt", "actor/huggingface"):
+        assert train._find_checkpoint(same).path is None
+
+
+def test_an_unfinished_save_of_another_number_of_ranks_is_replaced(tmp_path):
+    """fsdp_config.json of the run's own save rules the others out."""
+    (save(tmp_path, 100, world_size=4, version=2) / "data.pt").unlink()
+    assert train._find_checkpoint(of_quickstart(tmp_path)).path is None
+    save(tmp_path, 100, world_size=1, contents=("model", "extra"), version=2)
+    model = inspect(tmp_path / "global_step_100").models["actor"]
+    assert (model.world_size, model.contents) == (1, {"model", "extra"})
+
+
+def test_a_damaged_checkpoint_is_not_lost_without_a_word(tmp_path):
+    """Its save had ended, so a run that starts at step 1 beside it would throw training away."""
+    (save(tmp_path, 100, world_size=1, version=2) / "actor" / "model_world_size_1_rank_0.pt").write_text("")
+    (save(tmp_path, 200, world_size=1, version=2) / "data.pt").unlink()
+    config = of_quickstart(tmp_path)
+    with pytest.raises(
+        ResumeError, match=r"have been damaged since: .*global_step_100 \(actor/model_world_size_1"
+    ) as caught:
+        train._find_checkpoint(config)
+    assert "Restore the files" in caught.value.way_out
+    assert folders(tmp_path) == ["global_step_100", "global_step_200"]
+    save(tmp_path, 50, world_size=1, version=2)  # with an older one, it goes on from there, as always
+    assert train._find_checkpoint(config).step == 50
+    assert folders(tmp_path) == ["global_step_100.incomplete1", "global_step_200.incomplete1", "global_step_50"]
 
 
 def test_all_attempts_are_one_run_of_the_tracking_service(tmp_path):
@@ -333,17 +474,17 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path, run_forked):
 
 
 def test_a_checkpoint_that_cannot_be_set_aside(tmp_path, monkeypatch):
-    (save(tmp_path, 3, world_size=1) / "data.pt").unlink()
+    save(tmp_path, 2, world_size=1, version=2)
+    (save(tmp_path, 3, world_size=1, version=2) / "data.pt").unlink()
 
     def deny(*_args):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "rename", deny)
-    config = quickstart(f"trainer.default_local_dir={tmp_path}")
     with pytest.raises(
         train.RefusedError, match=r"global_step_3 is incomplete and cannot be renamed \(Permission denied"
     ):
-        train._find_checkpoint(config)
+        train._find_checkpoint(of_quickstart(tmp_path))
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
@@ -354,14 +495,22 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "iterdir", deny)
     with pytest.raises(FileError, match=rf"{tmp_path}: cannot be read \(Permission denied\)"):
-        newest_complete(tmp_path, Expected(world_size=1))
+        newest_complete(tmp_path, Wanted(world_size=1))
 
 
-def test_a_path_of_the_users_loses_its_slash(tmp_path):
-    """verl reads the step from what follows global_step_."""
-    config = quickstart("trainer.resume_mode=resume_path", "trainer.resume_from_path=some/global_step_3/")
-    train._find_checkpoint(config)
-    assert config.trainer.resume_from_path == str(tmp_path / "some" / "global_step_3")
+def test_a_file_that_cannot_be_read_is_no_missing_one(tmp_path, monkeypatch):
+    """Otherwise a network folder that is away for a moment would have a complete checkpoint renamed."""
+    save_megatron(tmp_path, 3)
+    read_text = Path.read_text
+
+    def deny(path, *args, **kwargs):
+        if path.name == "ckpt_contents.json":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", deny)
+    with pytest.raises(FileError, match=r"ckpt_contents.json: cannot be read \(Input/output error\)"):
+        newest_complete(tmp_path, MEGATRON)
 
 
 def test_an_id_that_cannot_be_stored_is_named(tmp_path):

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 import verl
 from doctor_configs import failed, gpu_config, ok, quickstart, warnings
 from omegaconf import open_dict
@@ -117,14 +118,22 @@ def test_where_a_run_goes_on(saving, tmp_path):
     (save(folder, 30, world_size=8) / "data.pt").unlink()
     [found] = ok(machine.check_checkpoints(saving))
     assert "resumes from step 20" in found
-    assert "skips incomplete checkpoints: global_step_30 (data.pt is missing)" in found
+    assert "skips incomplete checkpoints: global_step_30 (unfinished: data.pt is missing)" in found
     saving.trainer.total_training_steps = 20
     [warning] = warnings(machine.check_checkpoints(saving))
     assert "resume from step 20, and trainer.total_training_steps=20: nothing is left to train" in warning
     (folder / "global_step_20" / "data.pt").unlink()
     [warning] = warnings(machine.check_checkpoints(saving))
-    assert "starts at step 1, because no checkpoint is complete" in warning
+    assert "starts at step 1, because no save was finished" in warning
+    (folder / "global_step_20" / "actor" / "model_world_size_8_rank_3.pt").write_text("")
+    torch.save({}, folder / "global_step_20" / "data.pt")
+    [problem] = failed(machine.check_checkpoints(saving))
+    assert "no checkpoint is complete, and these were, but have been damaged since" in problem
+    assert f"{folder}/global_step_20 (actor/model_world_size_8_rank_3.pt is empty)" in problem
     saving.trainer.resume_mode = "disable"
+    [warning] = warnings(machine.check_checkpoints(saving))
+    assert "resume_mode=disable: the run will write over global_step_20, global_step_30 when it gets there" in warning
+    saving.trainer.default_local_dir = str(tmp_path / "other")
     assert list(machine.check_checkpoints(saving)) == []
 
 
@@ -144,7 +153,7 @@ def test_a_checkpoint_to_resume_from(saving, tmp_path):
     assert failed(machine.check_checkpoints(saving)) == []
     (checkpoint / "actor" / "optim_world_size_8_rank_7.pt").unlink()
     [problem] = failed(machine.check_checkpoints(saving))
-    assert "is incomplete: actor/optim_world_size_8_rank_7.pt is missing" in problem
+    assert "is incomplete (damaged: actor/optim_world_size_8_rank_7.pt is missing)" in problem
     shutil.rmtree(checkpoint)
     save(tmp_path, 5, world_size=2)
     [problem] = failed(machine.check_checkpoints(saving))

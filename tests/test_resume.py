@@ -1,7 +1,7 @@
 """A run that is stopped on request and resumed, against one that was not, on the real stack (cfpo_verl.resume).
 
 Stopped in its first of three steps, then harmed as a crash would: the tracker file is empty, and there is a newer
-checkpoint without a shard.
+checkpoint with half a shard. The second attempt saves whole weights too, which the first did not.
 """
 
 import json
@@ -15,13 +15,20 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL, clean_environment
+from doctor_configs import quickstart
 from omegaconf import OmegaConf
 
+from cfpo_verl import train
+from cfpo_verl.checkpoints import Held, HeldModel, inspect
+from cfpo_verl.doctor.machine import check_checkpoints
+from cfpo_verl.mismatch import ResumeError
+from cfpo_verl.resume import describe
 from cfpo_verl.run_dir import read_metrics, stop_request_path
 
 pytestmark = pytest.mark.stack
 
 LR = 5e-3
+CHECKPOINT = "actor_rollout_ref.actor.checkpoint"
 # The model answers 7 to everything when decoded greedily. Paying for anything else makes one step change its answers.
 ANYTHING_BUT_7 = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_options):
@@ -54,8 +61,8 @@ def stopped(workplace) -> Stopped:
     command += ["reward.custom_reward_function.name=compute_score"]
     env = clean_environment({"WANDB_MODE": "offline", "WANDB_DIR": str(workplace)})
 
-    def start(attempt: int) -> subprocess.Popen[str]:
-        arguments = [*command, f"trainer.validation_data_dir=stopped/validation.{attempt}"]
+    def start(attempt: int, *changed: str) -> subprocess.Popen[str]:
+        arguments = [*command, f"trainer.validation_data_dir=stopped/validation.{attempt}", *changed]
         return subprocess.Popen(
             arguments, cwd=workplace, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -76,8 +83,9 @@ def stopped(workplace) -> Stopped:
     checkpoints = run_dir / "checkpoints"
     (checkpoints / "latest_checkpointed_iteration.txt").write_text("")
     shutil.copytree(checkpoints / "global_step_1", checkpoints / "global_step_2")
-    (checkpoints / "global_step_2" / "actor" / "optim_world_size_1_rank_0.pt").unlink()
-    second = end(start(2))
+    shard = checkpoints / "global_step_2" / "actor" / "optim_world_size_1_rank_0.pt"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    second = end(start(2, f"{CHECKPOINT}.save_contents=[model,optimizer,extra,hf_model]"))
     assert second.returncode == 0, second.stderr[-5000:]
     return Stopped(run_dir, first, is_flag_removed, second)
 
@@ -100,7 +108,7 @@ def test_it_says_where_it_saved_and_where_it_goes_on(stopped):
     assert stopped.is_flag_removed
     assert (
         f"resumes from step 1, {checkpoints}/global_step_1; skips incomplete checkpoints: global_step_2 "
-        "(actor/optim_world_size_1_rank_0.pt is missing)"
+        "(damaged: actor/optim_world_size_1_rank_0.pt is truncated)"
     ) in stopped.second.stderr
     assert sorted(path.name for path in checkpoints.glob("global_step_*")) == [
         "global_step_1",
@@ -108,6 +116,47 @@ def test_it_says_where_it_saved_and_where_it_goes_on(stopped):
         "global_step_3",
     ]
     assert not stop_request_path(stopped.run_dir).exists()
+
+
+def test_what_the_real_checkpoints_hold(stopped):
+    """The first has been loaded by verl in a run that asks for hf_model too, which FSDP never loads."""
+    contents = {"model", "optimizer", "extra"}
+    for step, expected in ((1, contents), (3, {*contents, "hf_model"})):
+        held = inspect(stopped.run_dir / "checkpoints" / f"global_step_{step}")
+        assert held == Held({"actor": HeldModel("fsdp", frozenset(expected), 1, 2)}, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "outcome"),
+    [
+        ([f"{CHECKPOINT}.save_contents=[model,optimizer,extra,hf_model]"], ""),
+        ([f"{CHECKPOINT}.load_contents=[model]"], "optimizer, extra of its actor are not loaded"),
+        (["updates=colocate_async"], "it holds no prompts in flight"),
+        (["updates=one_step_off"], "it holds no prompts in flight"),
+        (["backend=megatron"], "FSDP saved its actor, and the run trains it with Megatron"),
+        (["critic.enable=true"], "it holds no critic, and the run trains one"),
+        (["trainer.n_gpus_per_node=2"], "its actor was saved by 1 ranks"),
+        (["data.dataloader_num_workers=2"], "set data.dataloader_num_workers=0"),
+        (["data.shuffle=false"], "set data.shuffle=true"),
+    ],
+)
+def test_a_real_checkpoint_under_another_config(stopped, tmp_path, changed, outcome):
+    """It is loaded or refused, by the start and by the doctor alike, and stays where it is."""
+    real = stopped.run_dir / "checkpoints" / "global_step_1"
+    checkpoint = tmp_path / "checkpoints" / "global_step_1"
+    shutil.copytree(real, checkpoint)
+    config = quickstart(f"trainer.default_local_dir={tmp_path}/checkpoints", *changed)
+    findings = list(check_checkpoints(config))
+    try:
+        found = train._find_checkpoint(config)
+        said, status = describe(found), "ok"
+    except ResumeError as error:
+        found, said, status = None, str(error).lower(), "failed"
+    assert outcome.lower() in said.lower()
+    assert str(checkpoint) in said
+    assert (found is None) == any(text in outcome for text in ("trains", "saved by", "set data"))
+    assert said.lower() in [str(finding).lower() for finding in findings if finding.status == status]
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["global_step_1"]
 
 
 def test_the_config_of_an_attempt_serves_for_another_run(stopped):

@@ -11,12 +11,12 @@ from tempfile import TemporaryFile
 import psutil
 from omegaconf import DictConfig, OmegaConf
 
-from cfpo_verl.checkpoints import WorldSizeError, check_world_size, is_checkpoint, step_of, why_incomplete
 from cfpo_verl.demands import CPUS_PER_GPU, cpus_needed, gpus_needed, has_lora, ray_counts, worker_env
 from cfpo_verl.doctor.finding import Finding, failed, ok, warning
 from cfpo_verl.doctor.model import count_parameters, local_folder, model_path
 from cfpo_verl.files import nearest_folder
-from cfpo_verl.resume import describe, expected_checkpoint, find_checkpoint
+from cfpo_verl.mismatch import ResumeError
+from cfpo_verl.resume import chosen_checkpoint, describe, find_checkpoint, in_the_way
 
 # Ports that `ray start --head` listens on by default.
 RAY_PORTS = {6379: "GCS, --port", 8265: "dashboard, --dashboard-port", 10001: "client server, --ray-client-server-port"}
@@ -91,47 +91,35 @@ def _check_callback(config: DictConfig) -> Iterator[Finding]:
 def _check_resume(config: DictConfig) -> Iterator[Finding]:
     """Check the checkpoint that a run would resume from, and report it."""
     trainer, step = config.trainer, 0
-    expected = expected_checkpoint(config)
+    if trainer.resume_mode not in ("auto", "disable", "resume_path"):
+        yield failed(
+            f"trainer.resume_mode={trainer.resume_mode} is not known to verl, which would start without loading a "
+            "checkpoint",
+            "Choose one of: auto, disable, resume_path",
+        )
     try:
-        if trainer.resume_mode == "resume_path":
-            path = Path(str(trainer.resume_from_path)).absolute()
-            if not is_checkpoint(path):
-                yield failed(
-                    f"trainer.resume_from_path={trainer.resume_from_path} is not a folder global_step_<N>",
-                    "Give one from trainer.default_local_dir, or set trainer.resume_mode=auto",
-                )
-            elif expected and (reason := why_incomplete(path, expected)):
-                yield failed(
-                    f"trainer.resume_from_path={path} is incomplete: {reason}",
-                    "Give another one, or set trainer.resume_mode=auto, which takes the newest complete one",
-                )
-            elif expected:
-                check_world_size(path, expected)
-                step = step_of(path)
-        elif trainer.resume_mode == "auto":
-            found = find_checkpoint(config)
-            if found is None:
-                yield warning(
-                    f"strategy={config.actor_rollout_ref.actor.strategy}: we do not know its checkpoint format, so "
-                    "verl takes the one named in latest_checkpointed_iteration.txt, complete or not",
-                    "Use FSDP or Megatron, or name a checkpoint with trainer.resume_mode=resume_path",
-                )
-            elif found.path:
-                step = found.step
-                yield ok(describe(found))
-            elif found.skipped:
-                yield warning(
-                    describe(found),
-                    "Repair one of them before you start, if you can; otherwise they are renamed, not removed",
-                )
-        elif trainer.resume_mode != "disable":
-            yield failed(
-                f"trainer.resume_mode={trainer.resume_mode} is not known to verl, which would start without loading a "
-                "checkpoint",
-                "Choose one of: auto, disable, resume_path",
-            )
-    except WorldSizeError as error:
+        found = chosen_checkpoint(config) or find_checkpoint(config)
+    except ResumeError as error:
         yield failed(error.found, error.way_out)
+        return
+    if found is None and trainer.resume_mode == "auto":
+        yield warning(
+            f"strategy={config.actor_rollout_ref.actor.strategy}: we do not know its checkpoint format, so "
+            "verl takes the one named in latest_checkpointed_iteration.txt, complete or not",
+            "Use FSDP or Megatron, or name a checkpoint with trainer.resume_mode=resume_path",
+        )
+    elif found is not None and found.path:
+        step = found.step
+        yield ok(describe(found))
+    elif found is not None and found.skipped:
+        yield warning(describe(found), "If there should be a complete one, correct run_dir")
+    if trainer.resume_mode in ("disable", "resume_path") and (newer := in_the_way(config, step)):
+        names = ", ".join(path.name for path in newer)
+        yield warning(
+            f"trainer.resume_mode={trainer.resume_mode}: the run will write over {names} when it gets there, and an "
+            "interrupted save leaves a mixture of both that looks complete",
+            "Choose another run_dir, or rename them first",
+        )
     if trainer.total_training_steps is not None and step >= trainer.total_training_steps:
         yield warning(
             f"the run would resume from step {step}, and trainer.total_training_steps={trainer.total_training_steps}: "
