@@ -83,8 +83,8 @@ class Broken:
 
     Args:
         reason: What is missing or broken.
-        is_unfinished: Whether the save was interrupted, as data.pt is not whole. Otherwise it had ended, and files were
-            lost or cut off later.
+        is_unfinished: Whether the save was interrupted: data.pt is missing or cut off. Otherwise it had ended, and
+            files were lost or cut off later.
     """
 
     reason: str
@@ -188,7 +188,7 @@ def held_shards(folder: Path, world_size: int | None) -> set[str]:
 
 
 def has_safetensors(folder: Path) -> bool:
-    """Return whether a folder has weights in Hugging Face's format, whole or not."""
+    """Return whether a folder has weights in Hugging Face's format, complete or not."""
     return any(folder.rglob("*.safetensors"))
 
 

@@ -141,7 +141,7 @@ def _lora(model: DictConfig, layout: str) -> Lora | None:
 
 
 def differences(held: Held, wanted: Wanted) -> Iterator[Difference]:
-    """Yield every reason why verl could not load a complete checkpoint, or would lose something without a word."""
+    """Yield every reason why verl could not load a complete checkpoint, or would lose something silently."""
     for role, model in wanted.models.items():
         if role in held.models:
             yield from _model_differences(role, held.models[role], model, wanted.world_size)
@@ -277,7 +277,7 @@ def mismatch(checkpoint: Path, held: Held, wanted: Wanted) -> ResumeError | None
 
 
 def notes(held: Held, wanted: Wanted) -> list[str]:
-    """Return what a checkpoint that can be loaded holds in vain, or lacks, for the line that is shown at the start."""
+    """Return what a loadable checkpoint holds that the run does not use, or lacks, for the line shown at the start."""
     found = []
     for role, model in held.models.items():
         if role not in wanted.models:

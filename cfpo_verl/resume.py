@@ -23,7 +23,7 @@ class Found:
 
     Args:
         path: The newest complete checkpoint, None if there is none.
-        notes: What it holds in vain, or lacks, although the run can load it.
+        notes: What it holds that the run does not use, or what it lacks, although the run can load it.
         skipped: The newer incomplete ones, newest first.
     """
 
