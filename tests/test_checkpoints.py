@@ -405,7 +405,8 @@ def test_an_unfinished_save_that_would_be_mixed_with_the_runs_own(tmp_path, left
 def test_an_unfinished_save_of_another_number_of_ranks_is_replaced(tmp_path):
     """fsdp_config.json of the run's own save rules the others out."""
     (save(tmp_path, 100, world_size=4, version=2) / "data.pt").unlink()
-    assert train._find_checkpoint(of_quickstart(tmp_path)).path is None
+    saving_less = of_quickstart(tmp_path, "actor_rollout_ref.actor.checkpoint.save_contents=[model,extra]")
+    assert train._find_checkpoint(saving_less).path is None
     save(tmp_path, 100, world_size=1, contents=("model", "extra"), version=2)
     model = inspect(tmp_path / "global_step_100").models["actor"]
     assert (model.world_size, model.contents) == (1, {"model", "extra"})
