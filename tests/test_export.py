@@ -290,6 +290,10 @@ def test_the_card_says_what_is_known(whole_run, tmp_path, evaluation):
         ),
         (["policy_loss=cfpo_sequence"], "`cfpo_sequence`, epsilon 0.0004, tail quadratic"),
         (["policy_loss=drpo"], "`drpo`, delta 12.5"),
+        (
+            ["policy_loss=drpo", f"{POLICY_LOSS}.non_finite=skip"],
+            "`drpo`, delta 12.5, non_finite skip, max_skipped 10",
+        ),
         (["policy_loss=vanilla"], "`vanilla`, clip_ratio_low 0.2, clip_ratio_high 0.2, clip_ratio_c 3.0"),
         (["policy_loss=gspo"], "`gspo`, clip_ratio_low 0.0003, clip_ratio_high 0.0004"),
         (["policy_loss=sapo"], "`sapo`, tau_pos 1.0, tau_neg 1.05"),

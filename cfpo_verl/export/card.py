@@ -134,10 +134,12 @@ def _loss(config: dict[str, Any]) -> str:
     options = dict(lookup(config, "actor_rollout_ref.actor.policy_loss", {}))
     name = options.pop("loss_mode", "not known")
     of_verl = yaml.safe_load((Path(verl_config_dir()) / "actor" / "actor.yaml").read_text())["policy_loss"]
+    # What happens with NaN says nothing about a run that has ended without any.
+    unstated = {"_target_", *(["non_finite", "max_skipped"] if options.get("non_finite") == "raise" else [])}
     shown = [
         f"{key} {value}"
         for key, value in options.items()
-        if key != "_target_" and value is not None and not (key in of_verl and of_verl[key] == value)
+        if key not in unstated and value is not None and not (key in of_verl and of_verl[key] == value)
     ]
     # verl's own losses also have options outside that node.
     outside = {key: lookup(config, f"actor_rollout_ref.actor.{key}") for key in _ACTOR_OPTIONS.get(name, ())}
