@@ -42,9 +42,21 @@ def model_log_probs() -> list[torch.Tensor]:
     return [(torch.randn(length, generator=generator) / 4 - 5.5).requires_grad_() for length in lengths]
 
 
-def through_verl(policy_loss: str, loss_agg_mode: str, micro_batches: int, finish) -> tuple[float, torch.Tensor]:
-    """Add up what `finish` makes of each micro-batch, as an engine would; return loss and gradient."""
+def through_verl(
+    policy_loss: str, loss_agg_mode: str, micro_batches: int, finish, last_advantages: float | None = None
+) -> tuple[float, torch.Tensor]:
+    """Add up what `finish` makes of each micro-batch, as an engine would; return loss and gradient.
+
+    With `last_advantages`, those of the last quarter of the responses are replaced, and NaN is left out.
+    """
     batch, leaves = make_batch(), model_log_probs()
+    others = []
+    if last_advantages is not None:
+        others = ["actor_rollout_ref.actor.policy_loss.non_finite=skip"]
+        rows = [row.clone() for row in batch["advantages"].unbind()]
+        for row in rows[-2:]:
+            row.fill_(last_advantages)
+        batch["advantages"] = nested(rows)
     rows_each = len(leaves) // micro_batches
     total = 0.0
     for part in range(micro_batches):
@@ -57,7 +69,7 @@ def through_verl(policy_loss: str, loss_agg_mode: str, micro_batches: int, finis
             num_micro_batch=micro_batches,
         )
         log_probs = nested(leaves[part * rows_each : (part + 1) * rows_each])
-        loss = finish(loss_function(policy_loss, loss_agg_mode), log_probs, data)
+        loss = finish(loss_function(policy_loss, loss_agg_mode, *others), log_probs, data)
         loss.backward()
         total += loss.item()
     return total, torch.cat([leaf.grad for leaf in leaves])
@@ -176,11 +188,8 @@ def test_megatron_would_write_nan_gradients_to_the_weights():
     assert model.weight.isnan().all()
 
 
-@pytest.mark.parametrize("loss_agg_mode", AGGREGATIONS)
-@pytest.mark.parametrize("policy_loss", LOSSES)
-@pytest.mark.parametrize("micro_batches", [1, 4])
-def test_megatron_gives_the_gradient_of_fsdp(policy_loss, loss_agg_mode, micro_batches):
-    """The real end of verl's Megatron engine and the real scaling of Megatron's schedule.
+def through_megatron(micro_batches: int):
+    """Return what finishes a micro-batch: the real end of verl's Megatron engine, and Megatron's scaling.
 
     A fake at the edge: the engine itself needs GPUs, so its method gets an object with only the settings it reads.
     """
@@ -195,7 +204,7 @@ def test_megatron_gives_the_gradient_of_fsdp(policy_loss, loss_agg_mode, micro_b
         tf_config=None,
     )
 
-    def through_megatron(function, log_probs, data):
+    def finish(function, log_probs, data):
         def end_of_forward_step(output):
             return MegatronEngineWithLMHead.postprocess_micro_batch_func(
                 engine, output, data, forward_only=False, loss_function=function
@@ -217,7 +226,23 @@ def test_megatron_gives_the_gradient_of_fsdp(policy_loss, loss_agg_mode, micro_b
         assert "cfpo/penalty" in store[0]["metrics"]
         return loss
 
+    return finish
+
+
+@pytest.mark.parametrize("loss_agg_mode", AGGREGATIONS)
+@pytest.mark.parametrize("policy_loss", LOSSES)
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_megatron_gives_the_gradient_of_fsdp(policy_loss, loss_agg_mode, micro_batches):
     expected_loss, expected = through_verl(policy_loss, loss_agg_mode, 1, plainly)
-    loss, gradient = through_verl(policy_loss, loss_agg_mode, micro_batches, through_megatron)
+    loss, gradient = through_verl(policy_loss, loss_agg_mode, micro_batches, through_megatron(micro_batches))
+    assert loss == pytest.approx(expected_loss, rel=TOLERANCE)
+    assert distance(gradient, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("policy_loss", LOSSES)
+def test_megatron_takes_the_gradient_without_the_micro_batch_whose_data_is_not_finite(policy_loss):
+    # Without advantages a response has neither surrogate nor penalty.
+    expected_loss, expected = through_verl(policy_loss, "token-mean", 4, plainly, last_advantages=0.0)
+    loss, gradient = through_verl(policy_loss, "token-mean", 4, through_megatron(4), last_advantages=float("nan"))
     assert loss == pytest.approx(expected_loss, rel=TOLERANCE)
     assert distance(gradient, expected) < TOLERANCE
