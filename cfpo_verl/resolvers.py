@@ -1,8 +1,11 @@
-"""OmegaConf resolvers for arithmetic in config files. Importing this module registers them.
+"""OmegaConf resolvers for config files: arithmetic and names. Importing this module registers them.
 
 Hydra imports it through our search path plugin and Ray workers through our verl plugin, so that a config can be
 resolved in every process. Only OmegaConf is imported, to keep that cheap.
 """
+
+import math
+from collections.abc import Sequence
 
 from omegaconf import OmegaConf
 
@@ -60,7 +63,45 @@ def add(*numbers: int) -> int:
     return sum(numbers)
 
 
+def half_range(bounds: Sequence[float]) -> float:
+    """Return half the distance between the lowest and the highest value.
+
+    Args:
+        bounds: The lowest and the highest value, for example of the reward.
+
+    Raises:
+        ValueError: If `bounds` is not two finite numbers, the lower one first. OmegaConf wraps it.
+
+    Example:
+        >>> half_range([-1, 1])
+        1.0
+    """
+    is_range = isinstance(bounds, Sequence) and len(bounds) == 2 and all(map(_is_finite, bounds))
+    if not is_range or bounds[0] >= bounds[1]:
+        raise ValueError(
+            f"{bounds} is not the range of a reward. Set reward_range to the lowest and the highest reward, as in "
+            "reward_range=[-1,1]"
+        )
+    return (bounds[1] - bounds[0]) / 2
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def run_label(algo: str, loss: str) -> str:
+    """Return how a run's name states its algorithm and its loss: once if they have the same name.
+
+    Example:
+        >>> run_label("gspo", "gspo"), run_label("gspo", "cfpo")
+        ('gspo', 'gspo_cfpo')
+    """
+    return algo if loss == algo else f"{algo}_{loss}"
+
+
 OmegaConf.register_new_resolver("cfpo.divide", divide, replace=True)
 OmegaConf.register_new_resolver("cfpo.floor_divide", floor_divide, replace=True)
 OmegaConf.register_new_resolver("cfpo.basename", basename, replace=True)
 OmegaConf.register_new_resolver("cfpo.sum", add, replace=True)
+OmegaConf.register_new_resolver("cfpo.half_range", half_range, replace=True)
+OmegaConf.register_new_resolver("cfpo.run_label", run_label, replace=True)

@@ -41,3 +41,22 @@ def test_workers_and_entry_points_have_them(imported, run_forked):
     code = f"import {imported}\nfrom omegaconf import OmegaConf\nprint(OmegaConf.has_resolver('cfpo.divide'))"
     result = run_forked(code)
     assert result.stdout.split()[-1:] == ["True"], result.stderr
+
+
+@pytest.mark.parametrize(("bounds", "expected"), [("[0.0,1.0]", 0.5), ("[-1,1]", 1), ("[0,10]", 5)])
+def test_half_of_a_range(bounds, expected):
+    assert resolve(f"${{cfpo.half_range:{bounds}}}") == expected
+    assert resolve("${cfpo.half_range:${range}}", range=OmegaConf.create(bounds)) == expected
+
+
+@pytest.mark.parametrize(
+    "bounds", ["[1,0]", "[1,1]", "[0]", "[0,1,2]", "[0,null]", "1.0", "[0,.inf]", "[false,true]", "ab"]
+)
+def test_what_is_no_range_is_refused_with_its_value(bounds):
+    with pytest.raises(InterpolationResolutionError, match=r"is not the range of a reward\. Set reward_range to"):
+        resolve("${cfpo.half_range:${range}}", range=OmegaConf.create(f"v: {bounds}").v)
+
+
+@pytest.mark.parametrize(("algo", "loss", "expected"), [("gspo", "gspo", "gspo"), ("grpo", "vanilla", "grpo_vanilla")])
+def test_a_name_states_algorithm_and_loss(algo, loss, expected):
+    assert resolve(f"${{cfpo.run_label:{algo},{loss}}}") == expected
