@@ -165,6 +165,7 @@ def test_the_papers_numbers_are_in_place(algorithms):
     # A fifth of 1,024 tokens is for the penalty, as 4,096 of 20,480 in the paper.
     overlong = algorithms["dapo"].reward.reward_kwargs
     assert (overlong.max_resp_len, overlong.overlong_buffer_cfg.len) == (1024, 204)
+    assert algorithms["dapo"].algorithm.filter_groups.metric == "acc"
 
 
 def test_a_loss_can_be_exchanged_in_any_algorithm_and_brings_its_settings(compose):

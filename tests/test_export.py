@@ -294,7 +294,7 @@ def test_the_card_says_what_is_known(whole_run, tmp_path, evaluation):
             ["policy_loss=drpo", f"{POLICY_LOSS}.non_finite=skip"],
             "`drpo`, delta 12.5, non_finite skip, max_skipped 10",
         ),
-        (["policy_loss=vanilla"], "`vanilla`, clip_ratio_low 0.2, clip_ratio_high 0.2, clip_ratio_c 3.0"),
+        (["policy_loss=vanilla"], "`vanilla`, clip_ratio_low 0.2, clip_ratio_high 0.2, clip_ratio_c 10000.0"),
         (["policy_loss=gspo"], "`gspo`, clip_ratio_low 0.0003, clip_ratio_high 0.0004"),
         (["policy_loss=sapo"], "`sapo`, tau_pos 1.0, tau_neg 1.05"),
         # Only changed options of verl's own, and all options of a third-party loss.
