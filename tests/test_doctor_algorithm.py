@@ -149,13 +149,31 @@ def test_warns_of_a_clip_ratio_without_effect(config):
     assert warnings(algorithm.check_loss_options(config)) == []
 
 
-def test_warns_of_responses_that_weigh_differently(config):
+@pytest.mark.parametrize(
+    ("loss_mode", "message"),
+    [
+        (
+            "cfpo_sequence",
+            "cfpo_sequence with actor_rollout_ref.actor.loss_agg_mode=token-mean: only seq-mean-token-mean",
+        ),
+        ("gspo", "gspo with actor_rollout_ref.actor.loss_agg_mode=token-mean: only seq-mean-token-mean"),
+        (
+            "sapo",
+            "verl's loss sapo ignores actor_rollout_ref.actor.loss_agg_mode=token-mean and averages over responses",
+        ),
+        ("geo_mean", "verl's loss geo_mean ignores actor_rollout_ref.actor.loss_agg_mode=token-mean"),
+    ],
+)
+def test_warns_of_an_aggregation_that_a_loss_ignores_or_that_does_not_fit(config, loss_mode, message):
     actor = config.actor_rollout_ref.actor
-    actor.policy_loss.loss_mode, actor.loss_agg_mode = "cfpo_sequence", "seq-mean-token-mean"
+    actor.policy_loss.loss_mode, actor.loss_agg_mode = loss_mode, "seq-mean-token-mean"
     assert warnings(algorithm.check_loss_options(config)) == []
     actor.loss_agg_mode = "token-mean"
     [warning] = warnings(algorithm.check_loss_options(config))
-    assert warning.startswith("cfpo_sequence with loss_agg_mode=token-mean: only seq-mean-token-mean")
+    assert warning.startswith(message)
+    assert "Set actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean" in warning
+    actor.policy_loss.loss_mode = "cfpo"
+    assert warnings(algorithm.check_loss_options(config)) == []
 
 
 def test_warns_of_one_step_per_rollout(config):
@@ -169,13 +187,18 @@ def test_warns_of_one_step_per_rollout(config):
     assert warnings(algorithm.check_updates(config)) == []
 
 
-def test_a_correction_that_verl_would_leave_out_is_refused(config):
+@pytest.mark.parametrize("loss_mode", ["cfpo", "vanilla"])
+def test_a_correction_that_verl_would_leave_out_is_refused(config, loss_mode):
+    config.actor_rollout_ref.actor.policy_loss.loss_mode = loss_mode
     correction = config.algorithm.rollout_correction
     correction.rollout_is, correction.rollout_is_threshold = "token", 2.0
     assert failed(algorithm.check_rollout_correction(config)) == []
     correction.bypass_mode = True
     [problem] = failed(algorithm.check_rollout_correction(config))
     assert "with bypass_mode=true only verl's own loss bypass_mode applies rollout_is=token" in problem
+    config.actor_rollout_ref.actor.policy_loss.loss_mode = "bypass_mode"
+    assert failed(algorithm.check_rollout_correction(config)) == []
+    config.actor_rollout_ref.actor.policy_loss.loss_mode = loss_mode
     correction.rollout_is = None
     assert failed(algorithm.check_rollout_correction(config)) == []
 
@@ -188,6 +211,35 @@ def test_warns_of_the_bypass_mode(config):
     )
     config.actor_rollout_ref.actor.ppo_mini_batch_size = 32
     assert warnings(algorithm.check_updates(config)) == []  # the ratio is not 1 then
+
+
+@pytest.mark.parametrize("mode", ["colocate_async", "separate_async"])
+@pytest.mark.parametrize("loss_mode", ["cfpo", "vanilla"])
+def test_warns_of_stale_data_without_correction(gpu, mode, loss_mode):
+    correction = gpu.algorithm.rollout_correction
+    gpu.trainer.v1.trainer_mode, gpu.actor_rollout_ref.actor.policy_loss.loss_mode = mode, loss_mode
+    [warning] = warnings(algorithm.check_rollout_correction(gpu))
+    assert warning.startswith(f"trainer.v1.trainer_mode={mode} trains on responses of older weights, and nothing")
+    assert "Set algorithm.rollout_correction.bypass_mode=true" in warning
+    for key, value in (("rollout_is", "token"), ("rollout_rs", "token_k1")):
+        correction[key] = value
+        assert warnings(algorithm.check_rollout_correction(gpu)) == []
+        correction[key] = None
+    correction.bypass_mode = True
+    found = list(algorithm.check_rollout_correction(gpu))
+    assert warnings(found) == []
+    assert ok(found) == [f"bypass_mode: {loss_mode} uses the ratio to the policy that sampled each token"]
+    correction.bypass_mode, gpu.trainer.use_v1 = False, False  # the older trainer has no such mode
+    assert warnings(algorithm.check_rollout_correction(gpu)) == []
+
+
+@pytest.mark.parametrize("updates", ["colocate_async", "one_step_off", "fully_async"])
+def test_the_asynchronous_presets_correct_for_stale_data(updates):
+    config = quickstart(f"updates={updates}")
+    assert config.trainer.v1.trainer_mode != "sync"
+    found = list(algorithm.check_rollout_correction(config))
+    assert failed(found) + warnings(found) == []
+    assert ok(found) == ["bypass_mode: cfpo uses the ratio to the policy that sampled each token"]
 
 
 def test_warns_of_the_trainer_that_writes_another_loss_into_its_config(config):

@@ -8,11 +8,14 @@ from cfpo_verl.compat import SUPPORTED_VERL
 from cfpo_verl.demands import generates_separately, generation_nodes, has_critic
 from cfpo_verl.doctor.finding import Finding, failed, failed_with, ok, warning
 
-# verl's losses of whole responses: why only one aggregation makes sense for them.
-_RESPONSE_LOSSES = {
-    "gspo": "its ratio is that of a whole response, and the paper (arXiv:2507.18071) weights every response equally",
-    "sapo": "verl's sapo averages over responses whatever is set, and only reference KL and entropy would change",
-}
+# Losses of whole responses, which only one aggregation weights equally.
+_RESPONSE_LOSSES = frozenset(("cfpo_sequence", "gspo"))
+
+# verl's losses that average over responses in their own way, whatever actor.loss_agg_mode says.
+_OWN_AGGREGATION = frozenset(("geo_mean", "sapo"))
+
+# verl's trainers that train on responses of older weights.
+_STALE_MODES = frozenset(("colocate_async", "separate_async"))
 
 # Estimators that compare the responses to one prompt. For a single response, verl's grpo and rloo use its raw reward as
 # its advantage, and ours return 0.
@@ -126,14 +129,21 @@ def check_trainer_mode(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_loss_options(config: DictConfig) -> Iterator[Finding]:
-    """Find options that a clipping-free loss does not read, and aggregations that do not fit a loss."""
+    """Find options that a clipping-free loss does not read, and aggregations that a loss ignores or that do not fit."""
     actor = config.actor_rollout_ref.actor
     loss_mode = actor.policy_loss.loss_mode
-    if loss_mode in _RESPONSE_LOSSES and actor.loss_agg_mode != "seq-mean-token-mean":
-        yield failed(
-            f"policy_loss={loss_mode} with actor_rollout_ref.actor.loss_agg_mode={actor.loss_agg_mode}: "
-            f"{_RESPONSE_LOSSES[loss_mode]}",
-            "Leave loss_agg_mode=seq-mean-token-mean, which that policy_loss sets",
+    by_response = actor.loss_agg_mode == "seq-mean-token-mean"
+    if loss_mode in _OWN_AGGREGATION and not by_response:
+        yield warning(
+            f"verl's loss {loss_mode} ignores actor_rollout_ref.actor.loss_agg_mode={actor.loss_agg_mode} and averages "
+            "over responses; only the reference KL and the entropy follow the setting",
+            "Set actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean, also for the losses to compare it with",
+        )
+    if loss_mode in _RESPONSE_LOSSES and not by_response:
+        yield warning(
+            f"{loss_mode} with actor_rollout_ref.actor.loss_agg_mode={actor.loss_agg_mode}: only seq-mean-token-mean "
+            "weights every response equally, as a loss of whole responses should",
+            "Set actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",
         )
     if loss_mode not in our_losses():
         return
@@ -142,12 +152,6 @@ def check_loss_options(config: DictConfig) -> Iterator[Finding]:
         yield warning(
             f"{', '.join(changed)} has no effect on the loss {loss_mode}",
             "Set the options of the loss, in actor_rollout_ref.actor.policy_loss",
-        )
-    if loss_mode == "cfpo_sequence" and actor.loss_agg_mode != "seq-mean-token-mean":
-        yield warning(
-            f"cfpo_sequence with loss_agg_mode={actor.loss_agg_mode}: only seq-mean-token-mean weights every response "
-            "equally, as a loss of whole responses should",
-            "Set actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",
         )
 
 
@@ -166,9 +170,11 @@ def check_updates(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_rollout_correction(config: DictConfig) -> Iterator[Finding]:
-    """Check corrections for the mismatch of the two engines, and our losses in bypass mode."""
+    """Check which policy the loss takes as the old one, and that corrections for another one are applied."""
     correction, rollout = config.algorithm.rollout_correction, config.actor_rollout_ref.rollout
     loss_mode = config.actor_rollout_ref.actor.policy_loss.loss_mode
+    mode = config.trainer.v1.trainer_mode
+    is_stale = config.trainer.use_v1 and mode in _STALE_MODES
     asked = [key for key in ("rollout_is", "rollout_rs") if correction[key] is not None]
     if (asked or correction.bypass_mode) and not rollout.calculate_log_probs:
         settings = ", ".join([*asked, *(["bypass_mode"] if correction.bypass_mode else [])])
@@ -177,9 +183,18 @@ def check_rollout_correction(config: DictConfig) -> Iterator[Finding]:
             "not returned",
             "Set actor_rollout_ref.rollout.calculate_log_probs=true",
         )
-    if not correction.bypass_mode or loss_mode not in our_losses():
         return
-    if asked:
+    if is_stale and not asked and not correction.bypass_mode:
+        yield warning(
+            f"trainer.v1.trainer_mode={mode} trains on responses of older weights, and nothing corrects for them: verl "
+            "computes the old probabilities with the trainer's weights, so neither ratio nor trust region is that of "
+            "the policy that sampled",
+            "Set algorithm.rollout_correction.bypass_mode=true, as the files of the group updates do, or "
+            "rollout_is=token",
+        )
+    if not correction.bypass_mode:
+        return
+    if asked and loss_mode != "bypass_mode":
         settings = ", ".join(f"{key}={correction[key]}" for key in asked)
         yield failed(
             f"algorithm.rollout_correction: with bypass_mode=true only verl's own loss bypass_mode applies {settings}, "
@@ -187,12 +202,16 @@ def check_rollout_correction(config: DictConfig) -> Iterator[Finding]:
             f"Set bypass_mode=false, or {' and '.join(f'{key}=null' for key in asked)}",
         )
         return
-    yield warning(
-        f"algorithm.rollout_correction.bypass_mode=true: {loss_mode} uses the ratio to the rollout engine's "
-        "probabilities",
-        "Where the engines disagree, policy_loss.tail=linear keeps single tokens from dominating a mini-batch",
-    )
-    if not config.trainer.use_v1:
+    is_ours = loss_mode in our_losses()
+    if is_stale:
+        yield ok(f"bypass_mode: {loss_mode} uses the ratio to the policy that sampled each token")
+    elif is_ours:
+        yield warning(
+            f"algorithm.rollout_correction.bypass_mode=true: {loss_mode} uses the ratio to the rollout engine's "
+            "probabilities, which differ from the trainer's for the same weights",
+            "Where the engines disagree, policy_loss.tail=linear keeps single tokens from dominating a mini-batch",
+        )
+    if is_ours and not config.trainer.use_v1:
         # tests/test_stack.py sees that the workers of verl 0.9.1 keep the loss they were built with.
         yield warning(
             "bypass_mode with trainer.use_v1=false: that trainer writes loss_mode=bypass_mode into its copy of the "
