@@ -122,10 +122,20 @@ def test_prompts_are_fetched_in_whole_batches():
     assert failed(batches.check_batches(gpu_config(*dapo))) == []
 
 
-def test_warns_of_a_last_mini_batch_with_padding():
+@pytest.mark.parametrize(
+    ("loss_agg_mode", "effect"),
+    [
+        ("token-mean", "token-mean averages over the tokens that are there, so each response weighs more in that step"),
+        ("token-sum", "token-sum adds up fewer tokens in that step"),
+        ("seq-mean-token-mean", "counts them too: the gradient of that step is 0.5 of the mean over its responses"),
+    ],
+)
+def test_warns_of_a_last_mini_batch_with_padding(loss_agg_mode, effect):
     # 72 prompts in mini-batches of 16: 8 prompts are missing, of 8 responses each; 80 x 8 / 8 ranks = 80 rows.
-    [warning] = warnings(batches.check_batches(gpu_config("data.train_batch_size=72")))
-    assert "verl pads the last mini-batch with 64 empty responses" in warning
+    config = gpu_config("data.train_batch_size=72", f"{ACTOR}.loss_agg_mode={loss_agg_mode}")
+    [warning] = warnings(batches.check_batches(config))
+    assert "verl fills up the last mini-batch of 64 responses with 64 rows without response tokens, and" in warning
+    assert effect in warning
     [problem] = failed(batches.check_batches(gpu_config("data.train_batch_size=72", "trainer.use_v1=false")))
     assert "the older trainer (trainer.use_v1=false) stops at the first update" in problem
 
@@ -259,3 +269,35 @@ def test_verl_really_refuses_what_is_refused_here():
     assert len(cut(use_dynamic_bsz=True, max_token_len_per_gpu=6, sp_size=2)) == 16
     with pytest.raises(AssertionError, match="max_token_len must be greater"):
         cut(use_dynamic_bsz=True, max_token_len_per_gpu=5, sp_size=2)
+
+
+def test_padding_rows_stand_in_the_last_mini_batch_by_verls_own_code():
+    """verl adds them at the end, then gives each of its 8 ranks rows of the same total length, in their order."""
+    import torch
+    from verl.trainer.ppo.padding_utils import SYNTHETIC_PADDING_SEQ_LEN
+    from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
+
+    lengths = torch.randint(600, 1536, (576,), generator=torch.Generator().manual_seed(0))
+    lengths = torch.cat([lengths, torch.full((64,), SYNTHETIC_PADDING_SEQ_LEN)])
+    ranks = get_seqlen_balanced_partitions(calculate_workload(lengths), k_partitions=8, equal_size=True)
+    assert {len(rows) for rows in ranks} == {80}
+    assert {place // 16 for rows in ranks for place, row in enumerate(rows) if row >= 576} == {4}
+
+
+@pytest.mark.parametrize(
+    ("loss_agg_mode", "share"),
+    [("token-mean", 1), ("seq-mean-token-mean", 0.5), ("seq-mean-token-sum", 0.5), ("seq-mean-token-sum-norm", 0.5)],
+)
+def test_what_padding_rows_do_by_verls_own_code(loss_agg_mode, share):
+    """The engine counts the tokens that are there, and ppo_mini_batch_size * rollout.n responses."""
+    import torch
+    from verl.trainer.ppo.core_algos import agg_loss
+
+    losses = torch.tensor([[1.0, 2.0], [4.0, 0.0], [9.0, 9.0], [9.0, 9.0]])
+    mask = torch.tensor([[1, 1], [1, 0], [0, 0], [0, 0]])
+
+    def aggregate(rows, responses):
+        sizes = {"batch_num_tokens": 3, "global_batch_size": responses, "loss_scale_factor": 2}
+        return agg_loss(losses[:rows], mask[:rows], loss_agg_mode, dp_size=1, **sizes)
+
+    assert aggregate(4, 4) == share * aggregate(2, 2)

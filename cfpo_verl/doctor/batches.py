@@ -84,17 +84,26 @@ def check_batches(config: DictConfig) -> Iterator[Finding]:
             f"data.train_batch_size={data.train_batch_size} is not a multiple of "
             f"ppo_mini_batch_size={actor.ppo_mini_batch_size}"
         )
-        missing = -data.train_batch_size % actor.ppo_mini_batch_size * rollout.n
+        there = data.train_batch_size % actor.ppo_mini_batch_size * rollout.n
         if config.trainer.use_v1:
             yield warning(
-                f"{found}: verl pads the last mini-batch with {missing} empty responses, so that step learns from "
-                "fewer",
+                f"{found}: verl fills up the last mini-batch of {there} responses with {step - there} rows without "
+                f"response tokens, and {_effect_of_padding(actor.loss_agg_mode, there / step)}",
                 "Make it a multiple",
             )
         else:
             yield failed(
                 f"{found}: the older trainer (trainer.use_v1=false) stops at the first update", "Make it a multiple"
             )
+
+
+def _effect_of_padding(loss_agg_mode: str, share: float) -> str:
+    """Return what rows without response tokens do to an optimiser step, given the share of the others."""
+    if loss_agg_mode == "token-mean":
+        return "token-mean averages over the tokens that are there, so each response weighs more in that step"
+    if loss_agg_mode == "token-sum":
+        return "token-sum adds up fewer tokens in that step"
+    return f"{loss_agg_mode} counts them too: the gradient of that step is {share:.2g} of the mean over its responses"
 
 
 def _check_micro(key: str, whole: int | None, per_gpu: int | None, rows: int, of: str) -> Iterator[Finding]:
