@@ -69,6 +69,8 @@ def test_the_matched_pair_differs_in_these_keys_alone(compose):
         f"{ACTOR}.policy_loss.epsilon_high": (None, benchmark.ABSENT),
         f"{ACTOR}.policy_loss.tail": ("quadratic", benchmark.ABSENT),
         f"{ACTOR}.policy_loss.tail_start": (None, benchmark.ABSENT),
+        f"{ACTOR}.policy_loss.non_finite": ("raise", benchmark.ABSENT),
+        f"{ACTOR}.policy_loss.max_skipped": (10, benchmark.ABSENT),
         # cfpo does not read it.
         f"{ACTOR}.clip_ratio_c": (3.0, 10000.0),
     }
