@@ -260,6 +260,33 @@ def test_corrections_need_the_rollouts_probabilities(config, key, value):
     assert f"algorithm.rollout_correction: {key} needs the log-probabilities of the rollout engine" in problem
 
 
+def test_warns_of_a_length_penalty_as_large_as_the_reward():
+    config = quickstart("algo=dapo")
+    assert list(algorithm.check_length_penalty(config)) == []
+    config.reward.reward_kwargs.overlong_buffer_cfg.penalty_factor = 1.0
+    [warning] = warnings(algorithm.check_length_penalty(config))
+    assert (
+        "penalty_factor=1.0: our reward is 0 or 1, so a right answer at the length limit would be worth no" in warning
+    )
+    assert warning.endswith("Set reward.reward_kwargs.overlong_buffer_cfg.penalty_factor=0.5")
+    config.reward.custom_reward_function.path = "mine.py"
+    assert list(algorithm.check_length_penalty(config)) == []
+
+
+@pytest.mark.parametrize("estimator", ["cfpo_grpo", "cfpo_dr_grpo", "cfpo_rloo"])
+def test_warns_of_agent_loops_that_may_return_several_outputs(config, estimator):
+    agent = config.actor_rollout_ref.rollout.agent
+    config.algorithm.adv_estimator = estimator
+    assert list(algorithm.check_agent_loop(config)) == []
+    agent.default_agent_loop = "tool_agent"
+    assert list(algorithm.check_agent_loop(config)) == []
+    agent.default_agent_loop = "mine"
+    [warning] = warnings(algorithm.check_agent_loop(config))
+    assert f"algorithm.adv_estimator={estimator} ends the run in the first step" in warning
+    config.algorithm.adv_estimator = "grpo"
+    assert list(algorithm.check_agent_loop(config)) == []
+
+
 @pytest.mark.parametrize("estimator", sorted(algorithm.GROUP_ESTIMATORS))
 def test_groups_of_one_are_refused(config, estimator):
     config.algorithm.adv_estimator = estimator

@@ -109,6 +109,12 @@ def test_verls_own_config_takes_the_loss_alone():
     assert without(config, loss) == without(compose_as_verl(), loss)
 
 
+def test_the_length_penalty_is_there_without_our_reward_too():
+    config = compose_as_verl("+algo=dapo")
+    assert "reward_range" not in config
+    assert config.reward.reward_kwargs.overlong_buffer_cfg.penalty_factor == 0.5
+
+
 @pytest.mark.parametrize("loss", LOSS_CONFIGS, ids=lambda loss: loss.NAME)
 def test_the_files_of_our_losses_have_every_option_with_its_default(loss):
     chosen = compose("experiment=cpu_quickstart", f"policy_loss={loss.NAME}").actor_rollout_ref.actor.policy_loss

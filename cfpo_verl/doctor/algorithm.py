@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cfpo_verl.compat import SUPPORTED_VERL
 from cfpo_verl.demands import generates_separately, generation_nodes, has_critic
@@ -257,6 +257,23 @@ def check_advantages(config: DictConfig) -> Iterator[Finding]:
         )
 
 
+# verl's agent loops, which return one output for a conversation.
+_SINGLE_OUTPUT_LOOPS = ("single_turn_agent", "tool_agent")
+
+
+def check_agent_loop(config: DictConfig) -> Iterator[Finding]:
+    """Say what an agent loop of the user's own must not return with our estimators."""
+    agent, estimator = config.actor_rollout_ref.rollout.agent, config.algorithm.adv_estimator
+    is_own = agent.default_agent_loop not in _SINGLE_OUTPUT_LOOPS or agent.get("agent_loop_config_path")
+    if is_own and estimator.startswith("cfpo_"):
+        yield warning(
+            f"actor_rollout_ref.rollout.agent: {agent.default_agent_loop} may be an agent loop of your own. If it "
+            f"returns several outputs for one conversation, algorithm.adv_estimator={estimator} ends the run in the "
+            "first step, because verl tells only its own grpo which rows belong together",
+            "Return one output, or set algorithm.adv_estimator=grpo, with which every policy_loss works",
+        )
+
+
 def check_reference(config: DictConfig) -> Iterator[Finding]:
     """Check that the KL to a reference is counted once, has an effect, and is to the intended model."""
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
@@ -278,6 +295,20 @@ def check_reference(config: DictConfig) -> Iterator[Finding]:
             f"actor_rollout_ref.model.lora_adapter_path={model.lora_adapter_path}: the reference is the base model "
             "without the adapter, not the policy that training starts from",
             "Merge the adapter into the model first if the starting policy should be the reference",
+        )
+
+
+def check_length_penalty(config: DictConfig) -> Iterator[Finding]:
+    """Check that a penalty for length leaves a right answer worth more than a wrong one."""
+    overlong = OmegaConf.select(config, "reward.reward_kwargs.overlong_buffer_cfg")
+    if config.reward.reward_manager.name != "dapo" or not overlong or not overlong.enable:
+        return
+    if overlong.penalty_factor >= 1 and config.reward.custom_reward_function.path == "pkg://cfpo_verl.rewards":
+        yield warning(
+            f"reward.reward_kwargs.overlong_buffer_cfg.penalty_factor={overlong.penalty_factor}: our reward is 0 or 1, "
+            "so a right answer at the length limit would be worth no more than a short wrong one. DAPO's penalty is at "
+            "most half of the reward's range",
+            "Set reward.reward_kwargs.overlong_buffer_cfg.penalty_factor=0.5",
         )
 
 
