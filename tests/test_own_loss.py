@@ -93,7 +93,7 @@ def test_both_entry_points_choose_it_by_one_word(installed, words):
 
 def test_help_lists_it(installed):
     [line] = [line for line in installed(train("--help")).stdout.splitlines() if line.startswith("  policy_loss=")]
-    assert "cispo, drpo, gspo, log_hinge, sapo, vanilla" in line
+    assert "cispo, clip_higher, drpo, gspo, log_hinge, sapo, vanilla" in line
 
 
 def test_a_misspelt_option_is_refused_by_name_with_those_that_there_are(installed):
