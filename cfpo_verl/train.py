@@ -52,7 +52,7 @@ Examples:
   cfpo-verl train experiment=cpu_quickstart algo=grpo
   cfpo-verl train experiment=math_8gpu policy_model=qwen2.5_3b backend=megatron topology=1x4
   cfpo-verl train experiment=cpu_quickstart actor_rollout_ref.actor.policy_loss.epsilon=0.1 run_dir=runs/epsilon_0.1
-  cfpo-verl train experiment=cpu_quickstart algo=cfpo,grpo seed=0,1 --multirun
+  cfpo-verl train experiment=cpu_quickstart policy_loss=cfpo,vanilla seed=0,1 --multirun
 
 To stop a run without losing work: `touch RUN_DIR/stop_requested`. The run finishes its step, saves a
 checkpoint and exits; the same command resumes it. See docs/checkpoints.md.

@@ -125,6 +125,14 @@ def test_modes_of_the_trainer(gpu):
     assert "no engine would generate" in problem
 
 
+def test_the_sampler_of_the_synchronous_trainer_is_refused_in_others():
+    config = quickstart("trainer.v1.trainer_mode=colocate_async")
+    [problem] = failed(algorithm.check_trainer_mode(config))
+    assert "custom_sampler.name=FastPollingReplayBuffer: that buffer" in problem
+    assert failed(algorithm.check_trainer_mode(quickstart("updates=colocate_async"))) == []
+    assert failed(algorithm.check_trainer_mode(quickstart())) == []
+
+
 def test_what_the_separate_async_trainer_asserts(gpu):
     gpu.trainer.v1.trainer_mode = "separate_async"  # parameter_sync_step is 4: 4 x 16 = 64 prompts
     problems = failed(algorithm.check_trainer_mode(gpu))

@@ -98,6 +98,13 @@ def check_trainer_mode(config: DictConfig) -> Iterator[Finding]:
     modes = ("sync", "colocate_async", "separate_async")
     if mode not in modes:
         yield failed(f"trainer.v1.trainer_mode={mode} is not a trainer of verl", f"Choose one of: {', '.join(modes)}")
+    sampler = config.trainer.v1.sampler.custom_sampler
+    if mode in _STALE_MODES and sampler.name == "FastPollingReplayBuffer":
+        yield failed(
+            f"trainer.v1.trainer_mode={mode} with trainer.v1.sampler.custom_sampler.name={sampler.name}: that buffer, "
+            "which platform=cpu sets, is one of the synchronous trainer and does not know the age of a response",
+            "Choose updates=colocate_async, which sets it back, or set custom_sampler.path=null and name=null",
+        )
     if not generates_separately(config):
         if not config.actor_rollout_ref.get("hybrid_engine", True):
             yield failed(

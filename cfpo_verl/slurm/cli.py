@@ -38,7 +38,7 @@ Template = Annotated[
 ConfigDir = Annotated[Path, typer.Option(help="Folder that contains cluster/NAME.yaml for cluster=NAME.")]
 Multirun = Annotated[
     bool,
-    typer.Option("--multirun", help="Make a job array with one job per combination, as in seed=0,1 algo=cfpo,grpo."),
+    typer.Option("--multirun", help="Make a job array of all combinations, as in seed=0,1 policy_loss=cfpo,vanilla."),
 ]
 Folder = Annotated[
     Path,
@@ -74,7 +74,7 @@ def render(
     context_settings=_ANYTHING,
     epilog=epilog(
         "cfpo-verl slurm submit experiment=math_8gpu topology=2x8 cluster=mysite run_dir=/shared/runs/a",
-        "cfpo-verl slurm submit experiment=gsm8k_1gpu cluster=mysite seed=0,1,2 algo=cfpo,grpo --multirun",
+        "cfpo-verl slurm submit experiment=gsm8k_1gpu cluster=mysite seed=0,1,2 policy_loss=cfpo,vanilla --multirun",
         exit_status="0 queued; 1 sbatch refused the job; 2 a check failed or invalid arguments, nothing was queued",
     ),
 )
