@@ -99,7 +99,7 @@ def check_trainer_mode(config: DictConfig) -> Iterator[Finding]:
     if mode not in modes:
         yield failed(f"trainer.v1.trainer_mode={mode} is not a trainer of verl", f"Choose one of: {', '.join(modes)}")
     sampler = config.trainer.v1.sampler.custom_sampler
-    if mode in _STALE_MODES and sampler.name == "FastPollingReplayBuffer":
+    if mode == "colocate_async" and sampler.name == "FastPollingReplayBuffer":  # a CPU is refused separate_async
         yield failed(
             f"trainer.v1.trainer_mode={mode} with trainer.v1.sampler.custom_sampler.name={sampler.name}: that buffer, "
             "which platform=cpu sets, is one of the synchronous trainer and does not know the age of a response",
