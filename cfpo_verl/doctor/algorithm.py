@@ -168,8 +168,8 @@ def check_updates(config: DictConfig) -> Iterator[Finding]:
     steps = -(-config.data.train_batch_size // actor.ppo_mini_batch_size) * actor.ppo_epochs
     if actor.policy_loss.loss_mode in our_losses() and steps == 1 and not bypass:
         yield warning(
-            "one optimiser step per rollout: the importance ratio is always 1, so CFPO, GRPO and REINFORCE do not "
-            "differ",
+            "one optimiser step per rollout: the importance ratio is 1, up to the numerical difference of two passes, "
+            "so CFPO, GRPO and REINFORCE do not differ",
             "Make actor_rollout_ref.actor.ppo_mini_batch_size smaller than data.train_batch_size",
         )
     else:
