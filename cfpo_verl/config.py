@@ -83,10 +83,12 @@ class TokenLossConfig(PolicyLossConfig):
         if found is None:
             raise ValueError(
                 f"the loss {self.NAME} is not in verl's registry in this process: no plugin has registered "
-                f"{type(self).__name__}. Install the package in the environment of every node; or set "
+                f"{type(self).__name__}, or it failed (see the log). Install the package in the environment of every "
+                "node; or set "
                 "VERL_USE_EXTERNAL_MODULES to the module that registers it, for our losses cfpo_verl.plugin. "
                 "VERL_USE_EXTERNAL_PLUGINS=none must not be set"
             )
+        # By name, since that module imports this one.
         if getattr(found, "__module__", None) != "cfpo_verl.registration":
             raise ValueError(
                 f"verl {version('verl')} has a loss {self.NAME} of its own, which would run without the options of "

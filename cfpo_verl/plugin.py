@@ -5,7 +5,9 @@ workers and vLLM's servers neither wait for it nor hold its memory (`python -m b
 anything here. Importing this twice, or through VERL_USE_EXTERNAL_MODULES as well, changes nothing.
 """
 
+import logging
 from importlib import import_module
+from types import ModuleType
 
 import wrapt
 
@@ -19,7 +21,14 @@ check_verl_version()
 if cpu.is_selected():
     cpu.activate_in_verl()
 
-# An error there ends the import of verl's registries, where it is seen. One here would be hidden by verl.
-wrapt.when_imported("verl.trainer.ppo.core_algos")(lambda _module: import_module("cfpo_verl.registration"))
+
+@wrapt.when_imported("verl.trainer.ppo.core_algos")
+def _register(_core_algos: ModuleType) -> None:
+    try:
+        import_module("cfpo_verl.registration")
+    except Exception:
+        # A run with a loss of verl's must not end for it. One with ours does: its options refuse to be built.
+        logging.getLogger(__name__).exception("the losses and advantages of cfpo_verl cannot be registered")
+
 
 sockets.install_if_selected()

@@ -127,6 +127,17 @@ def test_registry_names_what_verl_has():
     assert estimator == "algorithm.adv_estimator=gropo is not in verl's registry. Choose one of: grpo, rloo"
 
 
+def test_a_registration_that_fails_is_named_with_its_reason(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['cfpo_verl.advantages'] = None")
+    env = clean_environment(platform_env("cpu"))
+    env["PYTHONPATH"] = f"{tmp_path}:{env.get('PYTHONPATH', '')}"
+    [problem] = failed(environment.check_registries("cfpo", "grpo", env))
+    assert (
+        "policy_loss.loss_mode=cfpo is not in verl's registry in a fresh process, and a plugin is not loaded" in problem
+    )
+    assert "cfpo (ModuleNotFoundError: import of cfpo_verl.advantages halted" in problem
+
+
 def test_a_verl_that_cannot_be_imported_is_named(tmp_path):
     (tmp_path / "verl.py").write_text("raise ImportError('torn install')")
     env = clean_environment({"PYTHONPATH": str(tmp_path)})

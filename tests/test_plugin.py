@@ -432,13 +432,30 @@ print(get_policy_loss_fn(config.loss_mode).__module__, get_adv_estimator_fn("cfp
         )
 
 
+def test_a_failed_registration_leaves_verl_alone_and_is_seen_where_our_loss_is_chosen(run_forked):
+    code = """
+import sys
+import verl
+sys.modules["cfpo_verl.advantages"] = None  # its import fails
+from verl.trainer.ppo.core_algos import get_policy_loss_fn
+print(get_policy_loss_fn("vanilla").__module__)
+from cfpo_verl.config import CfpoLossConfig
+CfpoLossConfig()
+"""
+    result = run_forked(code)
+    assert result.stdout.strip() == "verl.trainer.ppo.core_algos", result.stderr
+    assert "the losses and advantages of cfpo_verl cannot be registered" in result.stderr
+    assert "import of cfpo_verl.advantages halted" in result.stderr
+    assert "no plugin has registered CfpoLossConfig, or it failed (see the log)" in result.stderr.splitlines()[-1]
+
+
 def test_options_of_a_loss_that_nothing_registered_are_refused():
     @dataclass
     class Unregistered(SquareLossConfig):
         NAME = "unregistered"
         loss_mode: str = "unregistered"
 
-    with pytest.raises(ValueError, match=r"unregistered is not in verl's registry .* has registered Unregistered\."):
+    with pytest.raises(ValueError, match=r"unregistered is not in verl's registry .* has registered Unregistered,"):
         Unregistered()
 
 

@@ -40,8 +40,9 @@ from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGI
 losses, estimators, not_loaded = sorted(POLICY_LOSS_REGISTRY), sorted(ADV_ESTIMATOR_REGISTRY), {}
 choice = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
 plugins = {"cfpo": "cfpo_verl.plugin", **{plugin.name: plugin.module for plugin in entry_points(group="verl.plugins")}}
-for name, module in plugins.items():
-    if module not in sys.modules:
+# Ours registers in a module of its own.
+for name, module in [*plugins.items(), ("cfpo", "cfpo_verl.registration")]:
+    if module not in sys.modules and name not in not_loaded:
         not_loaded[name] = "verl did not load it"
         if name == "cfpo" or choice == "auto" or name in choice.split(","):
             try:
