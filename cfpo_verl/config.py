@@ -68,11 +68,10 @@ class TokenLossConfig(PolicyLossConfig):
             raise ValueError(
                 f"policy_loss.non_finite must be raise or skip, got {self.non_finite!r}. Set {_KEY}.non_finite=skip"
             )
-        _check_number("max_skipped", self.max_skipped)
-        if self.max_skipped < 1:
+        if not isinstance(self.max_skipped, int) or isinstance(self.max_skipped, bool) or self.max_skipped < 1:
             raise ValueError(
-                f"policy_loss.max_skipped must be at least 1, got {self.max_skipped}. To leave out none, set "
-                f"{_KEY}.non_finite=raise"
+                f"policy_loss.max_skipped must be a whole number of at least 1, got {self.max_skipped!r}. To leave out "
+                f"none, set {_KEY}.non_finite=raise"
             )
 
     def _check_registered(self) -> None:

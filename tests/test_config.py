@@ -106,8 +106,14 @@ def test_refuses_optional_numbers_that_are_none(option):
             {"non_finite": "ignore"},
             r"non_finite must be raise or skip, got 'ignore'. Set .*policy_loss\.non_finite=skip",
         ),
-        ({"max_skipped": 0}, r"max_skipped must be at least 1, got 0. To leave out none, set .*non_finite=raise"),
-        ({"max_skipped": "many"}, "max_skipped must be a number, got 'many'"),
+        (
+            {"max_skipped": 0},
+            r"max_skipped must be a whole number of at least 1, got 0\. To leave out none, set .*raise",
+        ),
+        ({"max_skipped": "many"}, "max_skipped must be a whole number of at least 1, got 'many'"),
+        ({"max_skipped": math.nan}, "max_skipped must be a whole number of at least 1, got nan"),
+        ({"max_skipped": 2.5}, "max_skipped must be a whole number of at least 1, got 2.5"),
+        ({"max_skipped": True}, "max_skipped must be a whole number of at least 1, got True"),
     ],
 )
 def test_refuses_what_to_do_with_non_finite_tokens(loss, values, message):
