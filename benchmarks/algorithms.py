@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.tables import replace_block
 from cfpo_verl.config_groups import names
 from cfpo_verl.run_dir import read_metrics
 from cfpo_verl.terminal import App
@@ -111,8 +112,7 @@ def _main(
             failed.append(algo)
             continue
         MEASURED.write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n")
-        before, _begin, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{table(measured)}\n\n{END}{rest.partition(END)[2]}")
+        replace_block(PAGE, BEGIN, END, table(measured))
         print(f"{algo}: done")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from verl.utils.config import omega_conf_to_dataclass
 
+from benchmarks.tables import replace_block
 from cfpo_verl import doctor, train  # noqa: F401 - train registers the resolver of the primary config
 from cfpo_verl.config_groups import names
 
@@ -128,8 +129,7 @@ def main() -> int:
             sections.append(f"### `backend={backend}`\n\n" + "\n".join(lines))
     listed = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1))
     body = f"{count:,} combinations.\n\n" + "\n\n".join(sections) + f"\n\n### Reasons\n\n{listed}"
-    before, _begin, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{rest.partition(END)[2]}")
+    replace_block(PAGE, BEGIN, END, body)
     print(f"{count} combinations, see {PAGE}")
     for reason in reasons:
         print(reason)

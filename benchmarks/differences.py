@@ -5,14 +5,14 @@
 Nothing is trained. tests/test_algorithms.py fails if the table and the configs disagree.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.combinations import Compose, composing
+from benchmarks.tables import replace_block
 from cfpo_verl.config_groups import names
+from cfpo_verl.report.grouping import flatten
 
 PAGE = Path(__file__).parents[1] / "docs" / "algorithms.md"
 BEGIN, END = "<!-- begin: python -m benchmarks.differences -->", "<!-- end of differences -->"
@@ -32,28 +32,18 @@ NAMES = frozenset(
         "trainer.experiment_name",
     )
 )
-# A key that one of two configs does not have.
-ABSENT = "not a key"
 
 
-def flat(node: Any, name: str = "") -> dict[str, Any]:
-    """Return the value of every key below a node, by its dotted name. Lists are values."""
-    if not isinstance(node, dict) or not node:
-        return {name: node}
+def differences(one: DictConfig, other: DictConfig) -> dict[str, tuple[str | None, str | None]]:
+    """Return what each of two configs has for every key that differs, as JSON, None if it has no such key.
+
+    Names of runs are left out.
+    """
+    left, right = (flatten(OmegaConf.to_container(config, resolve=True)) for config in (one, other))  # type: ignore[arg-type]
     return {
-        key: value
-        for child, below in node.items()
-        for key, value in flat(below, f"{name}.{child}" if name else child).items()
-    }
-
-
-def differences(one: DictConfig, other: DictConfig) -> dict[str, tuple[Any, Any]]:
-    """Return what each of two configs has for every key that differs, names of runs left out."""
-    left, right = (flat(OmegaConf.to_container(config, resolve=True)) for config in (one, other))
-    return {
-        key: (left.get(key, ABSENT), right.get(key, ABSENT))
+        key: (left.get(key), right.get(key))
         for key in sorted((left.keys() | right.keys()) - NAMES)
-        if left.get(key, ABSENT) != right.get(key, ABSENT)
+        if left.get(key) != right.get(key)
     }
 
 
@@ -67,15 +57,14 @@ def table(compose: Compose) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: Any) -> str:
-    return "" if value == ABSENT else f"`{json.dumps(value).strip(chr(34))}`"
+def _cell(value: str | None) -> str:
+    return "" if value is None else f"`{value}`"
 
 
 def main() -> None:
     """Write the table."""
-    before, _begin, rest = PAGE.read_text().partition(BEGIN)
     with composing() as compose:
-        PAGE.write_text(f"{before}{BEGIN}\n\n{table(compose)}\n\n{END}{rest.partition(END)[2]}")
+        replace_block(PAGE, BEGIN, END, table(compose))
 
 
 if __name__ == "__main__":

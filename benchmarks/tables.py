@@ -1,9 +1,16 @@
-"""Print benchmark results as tables."""
+"""Print benchmark results as tables, and put tables into pages of the docs."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+
+def replace_block(page: Path, begin: str, end: str, text: str) -> None:
+    """Replace what a page has between two marks."""
+    before, _begin, rest = page.read_text().partition(begin)
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
 
 
 def print_rows(rows: list[dict[str, Any]], title: str) -> None:

@@ -15,9 +15,10 @@ from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
 from benchmarks import differences as benchmark
 from benchmarks.combinations import composing
-from benchmarks.differences import NAMES, differences, flat
+from benchmarks.differences import NAMES, differences
 from cfpo_verl.config_groups import names
 from cfpo_verl.doctor import algorithm as doctor
+from cfpo_verl.report.grouping import flatten
 
 ALGOS, LOSSES = names("algo"), names("policy_loss")
 ACTOR = "actor_rollout_ref.actor"
@@ -64,15 +65,15 @@ def test_the_matched_pair_differs_in_these_keys_alone(compose):
     assert differences(cfpo, vanilla) == {
         f"{ACTOR}.policy_loss._target_": ("cfpo_verl.config.CfpoLossConfig", "verl.workers.config.PolicyLossConfig"),
         f"{ACTOR}.policy_loss.loss_mode": ("cfpo", "vanilla"),
-        f"{ACTOR}.policy_loss.epsilon": (0.2, benchmark.ABSENT),
-        f"{ACTOR}.policy_loss.epsilon_low": (None, benchmark.ABSENT),
-        f"{ACTOR}.policy_loss.epsilon_high": (None, benchmark.ABSENT),
-        f"{ACTOR}.policy_loss.tail": ("quadratic", benchmark.ABSENT),
-        f"{ACTOR}.policy_loss.tail_start": (None, benchmark.ABSENT),
-        f"{ACTOR}.policy_loss.non_finite": ("raise", benchmark.ABSENT),
-        f"{ACTOR}.policy_loss.max_skipped": (10, benchmark.ABSENT),
+        f"{ACTOR}.policy_loss.epsilon": ("0.2", None),
+        f"{ACTOR}.policy_loss.epsilon_low": ("null", None),
+        f"{ACTOR}.policy_loss.epsilon_high": ("null", None),
+        f"{ACTOR}.policy_loss.tail": ("quadratic", None),
+        f"{ACTOR}.policy_loss.tail_start": ("null", None),
+        f"{ACTOR}.policy_loss.non_finite": ("raise", None),
+        f"{ACTOR}.policy_loss.max_skipped": ("10", None),
         # cfpo does not read it.
-        f"{ACTOR}.clip_ratio_c": (3.0, 10000.0),
+        f"{ACTOR}.clip_ratio_c": ("3.0", "10000.0"),
     }
     actor = vanilla.actor_rollout_ref.actor
     assert (actor.clip_ratio_low, actor.clip_ratio_high) == (0.2, 0.2)
@@ -81,12 +82,13 @@ def test_the_matched_pair_differs_in_these_keys_alone(compose):
 
 
 def set_by(group, name):
-    """Return the keys that a file sets by itself, with their full names."""
+    """Return the keys that a file and those of its group that it builds on set, with their full names."""
     file = PROJECT / "hydra_configs" / group / f"{name}.yaml"
     package = file.read_text().splitlines()[0].removeprefix("# @package ").replace("_global_", "")
     config = OmegaConf.load(file)
-    config.pop("defaults", None)
-    return {f"{package}.{key}".removeprefix(".") for key in flat(OmegaConf.to_container(config))}
+    bases = [base for base in config.pop("defaults", ()) if base in names(group)]
+    keys = {f"{package}.{key}".removeprefix(".") for key in flatten(OmegaConf.to_container(config))}
+    return keys.union(*(set_by(group, base) for base in bases))
 
 
 # What verl's losses read of the actor, checked below against the losses themselves.
@@ -121,7 +123,7 @@ def test_verls_losses_read_nothing_else_of_the_actor(loss, pairs, monkeypatch):
 
 @pytest.mark.parametrize("algo", ALGOS)
 def test_the_file_of_an_algorithm_pins_the_rest_and_nothing_of_a_loss(algo):
-    keys = set_by("algo", "cfpo" if algo == "cfpo_sequence" else algo)  # which is cfpo with another loss
+    keys = set_by("algo", algo)
     assert {"algorithm.adv_estimator", f"{ACTOR}.loss_agg_mode", f"{ACTOR}.use_kl_loss"} <= keys
     assert [key for key in keys if is_of_the_loss(key)] == []
 
