@@ -108,7 +108,7 @@ def token_policy_loss(
             check_finite(mask, **tensors)
         except NonFiniteError as error:
             _leave_out(config, error, has_finite_model=bool(log_prob[mask].isfinite().all()))
-            skipped, loss, sums = True, _nothing(log_prob, loss), [0.0] * len(sums)
+            skipped, loss, sums = True, _zero_loss(log_prob, loss), [0.0] * len(sums)
     metrics = policy_loss.metrics(dict(zip(names, sums, strict=False)), tokens=sums[len(names)])
     if policy_loss.non_finite == "skip":
         metrics["cfpo/skipped_frac"] = float(skipped)
@@ -144,7 +144,7 @@ def _leave_out(actor: ActorConfig, error: NonFiniteError, has_finite_model: bool
     logger.warning("micro-batch left out of the loss, number %d of at most %d: %s", count, limit, error)
 
 
-def _nothing(log_prob: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+def _zero_loss(log_prob: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
     """Return a loss of 0 whose gradient is 0: FSDP waits for a backward pass of every rank."""
     return log_prob.masked_fill(torch.ones_like(log_prob, dtype=torch.bool), 0).sum(dtype=loss.dtype)
 

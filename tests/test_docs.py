@@ -102,10 +102,7 @@ def test_links_within_the_project_lead_somewhere(page):
 
 
 def test_the_changelog_begins_with_this_version():
-    """What is to come stands above it."""
     versions = re.findall(r"^## (.*)", (PROJECT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
-    if versions[0] == "[Unreleased]":
-        del versions[0]
     dated = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)", version) for version in versions]
     assert all(dated), versions
     assert dated[0][1] == __version__
