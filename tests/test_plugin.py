@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from doctor_configs import gpu_config
+from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
@@ -430,6 +432,19 @@ print(get_policy_loss_fn(config.loss_mode).__module__, get_adv_estimator_fn("cfp
         assert "VERL_USE_EXTERNAL_MODULES to the module that registers it, for our losses cfpo_verl.plugin" in (
             result.stderr
         )
+
+
+def test_verls_own_entry_point_validates_the_registration_before_it_builds_anything(run_forked, tmp_path):
+    """verl's main_ppo calls validate_config first, in the process that will compute the advantages."""
+    OmegaConf.save(gpu_config(), tmp_path / "config.yaml")
+    code = (
+        "import verl; from omegaconf import OmegaConf; from verl.utils.config import validate_config; "
+        "validate_config(OmegaConf.load('config.yaml'), False, False)"
+    )
+    assert run_forked(code).returncode == 0
+    refused = run_forked(f"import cfpo_verl.resolvers; {code}", VERL_USE_EXTERNAL_PLUGINS="none")
+    assert refused.returncode != 0
+    assert "the loss cfpo is not in verl's registry in this process" in refused.stderr
 
 
 def test_a_failed_registration_leaves_verl_alone_and_is_seen_where_our_loss_is_chosen(run_forked):
